@@ -1,0 +1,87 @@
+"""The child process of all engine work: load, parse, build, score, time. A native crash here is an error there.
+
+Jobs are JSON: `do` and its parameters, paths as text. See `edgecnn.child` for the protocol.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgecnn.backends import Runner, load_backend
+from edgecnn.child import Json, serve
+from edgecnn.errors import EdgeError
+
+
+def work(job: Json) -> Json:
+    """Do one job and return its result."""
+    match job["do"]:
+        case "load":
+            return {"inputs": len(load_backend(job["backend"]).load(Path(job["model"])).inputs)}
+        case "parse":
+            return _tensorrt(job).parse(Path(job["model"]))
+        case "build":
+            return _tensorrt(job).build(
+                Path(job["model"]), Path(job["engine"]), compute_capability=job["compute_capability"]
+            )
+        case "score":
+            return _score(job)
+        case "time":
+            return _time(job)
+        case other:
+            raise EdgeError(f"the engine process knows no job `{other}`")
+
+
+def _tensorrt(job: Json) -> Any:
+    from edgecnn.backends.trt import TensorRT
+
+    return TensorRT(job["backend"])
+
+
+def _score(job: Json) -> Json:
+    from edgecnn.recipe import ScoreSpec
+    from edgecnn.score import score_here
+
+    runner = _runner(job["backend"], Path(job["engine"]), simulate=job["simulate"])
+    score_here(
+        runner, Path(job["model"]), Path(job["data"]), ScoreSpec.model_validate(job["spec"]), Path(job["out"]),
+        simulate=job["simulate"], detail=job["detail"],
+    )  # fmt: skip
+    return {}
+
+
+def _runner(backend: str | None, file: Path, *, simulate: bool) -> Runner:
+    from edgecnn.backends.cpu import cores
+
+    match backend:
+        case None:
+            from edgecnn.backends import ort
+
+            return ort.load(file, threads=cores(), simulate=simulate)
+        case "onnxruntime" | "tensorrt" | "tensorrt-rtx":
+            return load_backend(backend).load(file, threads=cores(), simulate=simulate)
+        case other:
+            raise EdgeError(f"no backend `{other}`")
+
+
+def _time(job: Json) -> Json:
+    """Time two files side by side in this process; write their milliseconds to `times`, return the conditions."""
+    import numpy as np
+
+    from edgecnn.backends.timing_input import feeds, undecided_by
+    from edgecnn.bench import time_pairs
+    from edgecnn.recipe import BenchSpec
+
+    spec = BenchSpec.model_validate(job["spec"])
+    backend = load_backend(job["backend"])
+    runs = []
+    for name in ("first", "second"):
+        runner = backend.load(Path(job[name]), threads=spec.threads)
+        runs.append(runner.prepared(feeds(runner.inputs, spec.batch, Path(job[name]))))
+    times = time_pairs(runs[0], runs[1], spec, undecided_by(job["until"]))
+    np.savez(job["times"], first_ms=times.first_ms, second_ms=times.second_ms)
+    return {**times.conditions, "backend": backend.version()}
+
+
+if __name__ == "__main__":
+    serve(work)

@@ -1,0 +1,169 @@
+"""Times callables, two at a time, side by side. Knows no model.
+
+The pairs run A,B,B,A: whatever the machine does for a while happens to both, and neither always comes second. Warm-up,
+minimum time and minimum count follow trtexec and MLPerf's single stream; percentiles, never a bare mean.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecnn import progress
+from edgecnn.recipe import BenchSpec
+
+Times = NDArray[np.float64]
+P99_QUERIES = 1024  # MLPerf's smallest count for a tail percentile
+CPUS = Path("/sys/devices/system/cpu")
+
+
+@dataclass(frozen=True)
+class PairTimes:
+    """Milliseconds of each call, pair by pair, (pairs,) float64, and the conditions they were taken under."""
+
+    first_ms: Times
+    second_ms: Times
+    conditions: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """CPU clocks as Linux tells them; empty and None where it doesn't. `locked`: they cannot have moved."""
+
+    governor: str
+    frequency_mhz: float | None
+    locked: bool
+
+
+def time_pairs(
+    first: Callable[[], None],
+    second: Callable[[], None],
+    spec: BenchSpec,
+    undecided: Callable[[Times, Times], bool],
+    *,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> PairTimes:
+    """Run two callables alternately and time every call.
+
+    Each is warmed up for `warmup_ms`. Then pairs run until both `min_pairs` and `min_seconds` are reached; if the pairs
+    are still undecided, as many again. `max_seconds` ends it in any case.
+
+    Args:
+        undecided: (first_ms, second_ms) → whether more pairs are wanted; asked once.
+        clock: nanoseconds, never going back.
+    """
+    for run in (first, second):
+        start = clock()
+        while (clock() - start) < spec.warmup_ms * 1_000_000:
+            run()
+    times: list[tuple[int, int]] = []
+
+    def measure(pairs: int, seconds: float, spent: float, task: progress.Task) -> float:
+        """Run pairs until these totals; seconds spent so far in, seconds spent in all out."""
+        shown, started = -1, clock()
+        while True:
+            elapsed = spent + (clock() - started) / 1e9
+            if elapsed >= spec.max_seconds or (len(times) >= pairs and elapsed >= seconds):
+                return elapsed
+            if int(elapsed) != shown:  # once a second: a line to the parent costs time between pairs
+                shown = int(elapsed)
+                task.update(shown, f"{len(times)} pairs")
+            times.append(_one_pair(first, second, clock, swapped=len(times) % 2 == 1))
+
+    with progress.current().task("timing", spec.min_seconds) as task, _no_collection():
+        seconds = measure(spec.min_pairs, spec.min_seconds, 0.0, task)
+        if undecided(*_milliseconds(times)):  # its own time, a bootstrap's, is not counted
+            seconds = measure(2 * len(times), 2 * spec.min_seconds, seconds, task)
+    first_ms, second_ms = _milliseconds(times)
+    return PairTimes(first_ms, second_ms, {"pairs": len(times), "seconds": seconds, **conditions(spec, len(times))})
+
+
+def _one_pair(
+    first: Callable[[], None], second: Callable[[], None], clock: Callable[[], int], *, swapped: bool
+) -> tuple[int, int]:
+    one, other = (second, first) if swapped else (first, second)
+    start = clock()
+    one()
+    middle = clock()
+    other()
+    end = clock()
+    taken = (middle - start, end - middle)
+    return (taken[1], taken[0]) if swapped else taken
+
+
+def _milliseconds(times: list[tuple[int, int]]) -> tuple[Times, Times]:
+    values = np.asarray(times, np.float64).reshape(-1, 2) / 1e6
+    return np.ascontiguousarray(values[:, 0]), np.ascontiguousarray(values[:, 1])
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's garbage collector would stop one call in many."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def percentiles(ms: Times) -> dict[str, float]:
+    """`p5_ms`, `p50_ms`, `p90_ms` and `p99_ms` of timings in milliseconds."""
+    return {f"p{q}_ms": float(np.quantile(ms, q / 100)) for q in (5, 50, 90, 99)}
+
+
+def conditions(spec: BenchSpec, queries: int, cpus: Path = CPUS) -> dict[str, Any]:
+    """What the times were taken under: when, load, clocks, and whether a 99th percentile means anything."""
+    clocks = read_clocks(cpus)
+    valid, why = p99_validity(queries, clocks)
+    return {
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "warmup_ms": spec.warmup_ms,
+        "batch": spec.batch,
+        "threads": spec.threads,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0,
+        "governor": clocks.governor,
+        "frequency_mhz": clocks.frequency_mhz,
+        "clocks_locked": clocks.locked,
+        "p99_valid": valid,
+        "p99_invalid_why": why,
+    }
+
+
+def read_clocks(cpus: Path = CPUS) -> Clocks:
+    """Governor and current frequency of the first core; locked when every core's lowest and highest frequency agree."""
+    folders = sorted(cpus.glob("cpu[0-9]*/cpufreq"))
+    governor, current = (
+        _read(folders[0] / name) if folders else "" for name in ("scaling_governor", "scaling_cur_freq")
+    )
+    limits = [(_read(folder / "scaling_min_freq"), _read(folder / "scaling_max_freq")) for folder in folders]
+    locked = bool(limits) and all(low and low == high for low, high in limits)
+    return Clocks(governor, int(current) / 1000 if current.isdigit() else None, locked)
+
+
+def p99_validity(queries: int, clocks: Clocks) -> tuple[bool, str]:
+    """Whether a p99 may be judged, and if not, why."""
+    if not clocks.locked:
+        return False, "the clocks are not locked (a shared or power-saving machine)"
+    if queries < P99_QUERIES:
+        return False, f"{queries} queries, at least {P99_QUERIES} are needed"
+    return True, ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

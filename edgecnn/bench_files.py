@@ -1,0 +1,72 @@
+"""`edgecnn bench`: one or two model or engine files timed on a device that is here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgecnn.device import DeviceProfile
+from edgecnn.errors import EdgeError
+from edgecnn.recipe import BenchSpec
+from edgecnn.stats import pair_ratio
+from edgecnn.target import connect
+
+
+def bench(
+    model: Path, baseline: Path | None, profile: DeviceProfile, sets: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    """Time `model`, alternating with `baseline` when given; returns (JSON document, text). Milliseconds per batch.
+
+    Raises:
+        EdgeError: a file is missing, a setting is wrong, or the device can't run anything here.
+    """
+    import numpy as np
+
+    for path in (model, *([baseline] if baseline else [])):
+        if not path.is_file():
+            raise EdgeError(f"no model or engine `{path}`")
+    target = connect(profile)
+    times = target.time_files(baseline or model, model, _spec(sets))
+    if times is None:
+        raise EdgeError(
+            f"`{profile.name}` cannot be timed here: {target.facts.hardware}",
+            "time it on the device, or choose --device cpu-x86",
+        )
+    document: dict[str, Any] = {"device": profile.name, "conditions": times.conditions, "unit": "ms per batch"}
+    lines = []
+    named = [("model", model, times.second_ms)] + ([("baseline", baseline, times.first_ms)] if baseline else [])
+    for role, path, ms in named:
+        p50, p90, p99 = (float(value) for value in np.percentile(ms, (50, 90, 99)))
+        document[role] = {"file": str(path), "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "runs": len(ms)}
+        lines.append(f"{role:<9} p50 {p50:.3f}  p90 {p90:.3f}  p99 {p99:.3f} ms · {len(ms)} runs · {path}")
+    if baseline:
+        ratio = pair_ratio(times.first_ms, times.second_ms)
+        speedup = float(np.percentile(times.first_ms, 5) / np.percentile(times.second_ms, 5))
+        document["speedup"] = {
+            "p5_ratio": speedup,
+            "pair_median": 1 / ratio.median,
+            "lower": 1 / ratio.upper,
+            "upper": 1 / ratio.lower,
+        }
+        lines.append(
+            f"speed-up  {speedup:.2f}x (5th percentiles) · pair median {1 / ratio.median:.2f}x"
+            f" [{1 / ratio.upper:.2f}, {1 / ratio.lower:.2f}]"
+        )
+        if abs(speedup * ratio.median - 1) > 0.05:
+            lines.append("the machine was noisy: the two speed-ups differ by more than 5 %")
+    lines.append(" · ".join(f"{key.replace('_', ' ')} {value}" for key, value in times.conditions.items()))
+    return document, "\n".join(lines)
+
+
+def _spec(sets: Sequence[str]) -> BenchSpec:
+    values = {}
+    for text in sets:
+        key, _, value = text.partition("=")
+        values[key.strip().removeprefix("bench.")] = yaml.safe_load(value)
+    try:
+        return BenchSpec.model_validate(values)
+    except ValueError as error:
+        raise EdgeError(f"--set: {error}", f"keys: {', '.join(BenchSpec.model_fields)}") from error

@@ -1,0 +1,309 @@
+"""The commands: parse, call, print. The one error border. Imports nothing heavy at start."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from edgecnn.errors import EdgeError
+
+app = typer.Typer(
+    name="edgecnn", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Turn a CNN, a dataset and the name of a device into an INT8 model proved on that device.",
+    epilog="Exit codes: 0 pass, 1 a budget failed or a regression, 2 bad input, 3 incomplete or not enough evidence,"
+    " 130 Ctrl-C.",
+)  # fmt: skip
+devices = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The device files that edgecnn knows.")
+app.add_typer(devices, name="devices")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packed recipe.")]
+Sets = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.epochs=3. Repeatable.")
+]
+DeviceName = Annotated[str | None, typer.Option("--device", help="Replace the recipe's device.")]
+Hosts = Annotated[list[str], typer.Option("--host", metavar="USER@HOST", help="A board to build, score and time on.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for programs.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Not enough evidence counts as failure (exit 1).")]
+
+
+@app.command()
+def build(
+    recipe: RecipeName, device: DeviceName = None, host: Hosts = [], set_: Sets = [],  # noqa: B006  # typer reads it
+    until: Annotated[str | None, typer.Option(help="Stop once this stage is finished.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs, instead of runs/RECIPE/DEVICE.")] = None,
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="Time again, even if a kept timing fits.")] = False,
+    trust_weights: Annotated[
+        bool, typer.Option("--trust-weights", help="Load .pt files that hold more than tensors. They can run code.")
+    ] = False,
+    strict: Strict = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Take a recipe from labelled images to a verdict on its device."""
+    from edgecnn.commands import build_recipe
+
+    with _shown(as_json):
+        result = build_recipe(
+            recipe, device=device, hosts=host, sets=set_, until=until, out=out, remeasure=remeasure,
+            trust_weights=trust_weights,
+        )  # fmt: skip
+    if result.report is None:
+        _print(as_json, {"stopped_after": until}, f"stopped after `{until}`; the stages made are kept")
+        return
+    from edgecnn.report.table import print_report
+
+    document = {"run": str(result.run), "made": result.made, "report": result.report.model_dump(mode="json")}
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        print_report(result.report)
+        made = ", ".join(result.made) if result.made else "nothing: every stage was kept"
+        print(f"made {made}\nrun  {result.run}")
+    raise typer.Exit(result.report.exit_code(strict=strict))
+
+
+@app.command()
+def plan(recipe: RecipeName, device: DeviceName = None, set_: Sets = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Say what a build would run, what it would keep, why, and what is missing. Exit 3 when something is."""
+    from edgecnn.commands import plan_recipe
+
+    decisions, missing = plan_recipe(recipe, device=device, sets=set_)
+    document = {
+        "stages": [{"stage": d.stage, "kept": d.kept, "why": list(d.reasons)} for d in decisions],
+        "missing": [{"what": n.what, "where": n.where, "fix": n.fix} for n in missing],
+    }
+    lines = [f"{d.stage:<24} {'kept    ' if d.kept else 'will run'}  {', '.join(d.reasons)}" for d in decisions]
+    for need in missing:
+        lines += [f"missing: {need.what}", f"  looked in: {need.where}", f"  fix: {need.fix}"]
+    _print(as_json, document, "\n".join(lines))
+    raise typer.Exit(3 if missing else 0)
+
+
+@app.command()
+def show(recipe: RecipeName, device: DeviceName = None, set_: Sets = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Print the recipe with every default resolved."""
+    import yaml
+
+    from edgecnn.recipe_file import load_recipe
+
+    document = load_recipe(recipe, set_, device).model_dump(mode="json")
+    _print(as_json, document, yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, so that editors complete it."""
+    from edgecnn.recipe_file import schema as recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1))
+
+
+@app.command()
+def init(
+    path: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="Where to write the recipe.")] = None,
+    task: Annotated[str | None, typer.Option(help="classify")] = None,
+    data: Annotated[str | None, typer.Option(help="Image folder, label table, .npz, or `digits`.")] = None,
+    device: Annotated[str | None, typer.Option(help="A name from `edgecnn devices list`.")] = None,
+) -> None:
+    """Ask for task, data and device; write a commented recipe that builds."""
+    from edgecnn.init import ask_and_write
+
+    written = ask_and_write(
+        path, task=task, data=data, device=device, ask=lambda text, default: typer.prompt(text, default)
+    )
+    print(f"wrote {written}\nnext: edgecnn plan {written}")
+
+
+@app.command()
+def check(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or runs/RECIPE/DEVICE (its latest).")],
+    baseline: Annotated[Path, typer.Option(help="The NAME.baseline.zip to compare with, or to write with --update.")],
+    update: Annotated[bool, typer.Option("--update", help="Write the baseline from this run.")] = False,
+    no_model: Annotated[bool, typer.Option("--no-model", help="With --update: leave the ONNX files out.")] = False,
+    max_regression: Annotated[float, typer.Option(help="Tolerated accuracy drop against the baseline.")] = 0.0025,
+    strict: Strict = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Compare a run with a stored baseline: a regression exits 1. For CI."""
+    from edgecnn.commands import check_run, resolve_run
+
+    folder = resolve_run(run)
+    if update:
+        from edgecnn.baseline import update as write_baseline
+
+        write_baseline(folder, baseline, model=not no_model)
+        _print(as_json, {"baseline": str(baseline)}, f"wrote {baseline}")
+        return
+    with _shown(as_json):
+        report = check_run(folder, baseline, max_regression=max_regression)
+    if as_json:
+        print(report.model_dump_json(indent=1))
+    else:
+        from edgecnn.report.table import print_report
+
+        print_report(report)
+    raise typer.Exit(report.exit_code(strict=strict))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or runs/RECIPE/DEVICE (its latest).")],
+    html: Annotated[bool, typer.Option("--html", help="Print the HTML page.")] = False,
+    md: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
+    junit: Annotated[bool, typer.Option("--junit", help="Print JUnit XML.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a finished run again, in another form."""
+    from edgecnn.commands import resolve_run
+    from edgecnn.report import read_report
+    from edgecnn.report.table import print_report
+
+    folder = resolve_run(run)
+    if html + md + junit + as_json > 1:
+        raise EdgeError("choose one of --html, --md, --junit, --json")
+    files = {"report.html": html, "report.md": md, "junit.xml": junit, "report.json": as_json}
+    for name, wanted in files.items():
+        if wanted:
+            print((folder / name).read_text().rstrip())
+            return
+    print_report(read_report(folder))
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    data: Annotated[Path, typer.Option(help="Calibration images: image folder, label table, or .npz with `images`.")],
+    device: Annotated[str, typer.Option(help="A name from `edgecnn devices list`, or a device file.")],
+    images: Annotated[int, typer.Option(min=1, help="How many calibration images.")] = 256,
+    ranges: Annotated[str, typer.Option(help="auto, minmax, percentile, entropy or mse.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("quantized"),
+    input_: Annotated[
+        str, typer.Option("--input", help="A foreign model's preprocessing, as mean=0.5,std=0.5,layout=nchw,size=224.")
+    ] = "",
+    keep_float: Annotated[list[str], typer.Option(help="A node that stays float, by name. Repeatable.")] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Quantize any ONNX file to INT8 for a device. Needs no torch."""
+    from edgecnn.commands import quantize_file
+
+    with _shown(as_json):
+        summary = quantize_file(
+            model, data=data, device=device, images=images, ranges=ranges, out=out, preprocessing=input_,
+            keep_float=tuple(keep_float),
+        )  # fmt: skip
+    _print(as_json, summary.document, summary.text)
+    raise typer.Exit(0)
+
+
+@app.command()
+def bench(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_OR_ENGINE")],
+    baseline: Annotated[
+        Path | None, typer.Option(help="Another model or engine, timed alternately with the first.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to time.")] = "cpu-x86",
+    host: Hosts = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Time a model or engine on a device; with --baseline, as interleaved pairs."""
+    from edgecnn.commands import bench_files
+
+    with _shown(as_json):
+        document, text = bench_files(model, baseline, device=device, hosts=host, sets=set_)
+    _print(as_json, document, text)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, which devices it can serve, what is missing and the command that mends it."""
+    from edgecnn.commands import doctor_findings
+
+    document, text = doctor_findings()
+    _print(as_json, document, text)
+
+
+@app.command()
+def clean(
+    max_gb: Annotated[float, typer.Option(min=0.0, help="Keep the most recently used stages up to this size.")] = 20.0,
+    as_json: AsJson = False,
+) -> None:
+    """Bound the store: drop the stages used longest ago."""
+    from edgecnn.commands import store_root
+    from edgecnn.store_clean import clean as clean_store
+
+    result = clean_store(store_root(), max_bytes=int(max_gb * 1e9))
+    text = f"dropped {result.dropped} stages, freed {result.freed_mb:.1f} MB; kept {result.kept_mb:.1f} MB"
+    _print(as_json, result.document(), text)
+
+
+@devices.command("list")
+def devices_list(as_json: AsJson = False) -> None:
+    """List the packed device files."""
+    from edgecnn.recipe_file import load_device, packed
+
+    profiles = [load_device(name) for name in packed("devices")]
+    lines = [
+        f"{p.name:<18} {p.backend:<13} {'SM ' + p.compute_capability if p.compute_capability else '-':<9}"
+        f" {f'{p.memory_mb / 1024:.0f} GB' if p.memory_mb else '-':>7}  {', '.join(p.precisions)}"
+        for p in profiles
+    ]
+    _print(as_json, [p.model_dump(mode="json") for p in profiles], "\n".join(lines))
+
+
+@devices.command("show")
+def devices_show(name: str, as_json: AsJson = False) -> None:
+    """Print one device file with every default."""
+    import yaml
+
+    from edgecnn.recipe_file import load_device
+
+    document = load_device(name).model_dump(mode="json")
+    _print(as_json, document, yaml.safe_dump(document, sort_keys=False).rstrip())
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C, in a form that the command framework passes on."""
+
+
+@contextmanager
+def _shown(as_json: bool) -> Iterator[None]:
+    """Progress on stderr: bars on a terminal, plain lines elsewhere and with --json."""
+    from edgecnn import progress
+
+    bars = sys.stderr.isatty() and sys.stdout.isatty() and not as_json
+    try:
+        with progress.showing(progress.Bars() if bars else progress.Plain()):
+            yield
+    except KeyboardInterrupt as interrupt:
+        raise _Interrupted from interrupt
+
+
+def _print(as_json: bool, document: object, text: str) -> None:
+    print(json.dumps(document, indent=1) if as_json else text)
+
+
+def main() -> NoReturn:
+    """Run the command line; every EdgeError becomes one message and exit code 2, Ctrl-C 130."""
+    try:
+        app()
+    except EdgeError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"\nhint: {error.hint}", file=sys.stderr)
+        if "--json" in sys.argv:
+            print(json.dumps({"error": error.message, "hint": error.hint}))
+        sys.exit(2)
+    except (KeyboardInterrupt, _Interrupted):
+        print("\ninterrupted: finished stages are kept; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

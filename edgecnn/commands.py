@@ -1,0 +1,176 @@
+"""What the commands do, without printing: the CLI and a program call the same functions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgecnn.errors import EdgeError
+from edgecnn.needs import Need, check_writable, needs, refuse
+from edgecnn.recipe_file import load_device, load_recipe
+from edgecnn.report import Report
+from edgecnn.store import Decision, Stopped, Store
+
+
+@dataclass(frozen=True)
+class Built:
+    """A build's end: its report and run folder (None when stopped by `until`), and the stages that were made."""
+
+    report: Report | None
+    run: Path | None
+    made: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A result as a JSON-ready document and as text for a person."""
+
+    document: dict[str, Any]
+    text: str
+
+
+def store_root() -> Path:
+    """The store: EDGECNN_CACHE, else ~/.cache/edgecnn."""
+    return Path(os.environ.get("EDGECNN_CACHE") or "~/.cache/edgecnn").expanduser().absolute()
+
+
+def build_recipe(
+    recipe: str, *, device: str | None = None, hosts: Sequence[str] = (), sets: Sequence[str] = (),
+    until: str | None = None, out: Path | None = None, remeasure: bool = False, trust_weights: bool = False,
+) -> Built:  # fmt: skip
+    """Build a recipe and publish its run.
+
+    Raises:
+        EdgeError: the recipe is wrong, something it needs is missing (before any stage), or a stage failed.
+    """
+    loaded = load_recipe(recipe, sets, device)
+    _refuse_hosts(hosts)
+    profile = load_device(loaded.device)
+    refuse(needs(loaded, profile))
+    folder = out or Path("runs") / loaded.name / profile.name
+    check_writable(folder)
+    from edgecnn.pipeline import STAGES, build, compile_beside
+    from edgecnn.runs import publish
+    from edgecnn.target import connect
+
+    if until is not None and until not in STAGES:
+        raise EdgeError(f"no stage `{until}`", f"stages: {', '.join(STAGES)}")
+    if trust_weights:
+        os.environ["EDGECNN_TRUST_WEIGHTS"] = "1"  # for the child processes that load them
+    store = Store(store_root(), recipe=loaded.name, until=until, remeasure=remeasure)
+    try:
+        report, evidence = build(loaded, connect(profile), store)
+        compiled = [compile_beside(loaded, name, store) for name in loaded.compile_for]
+    except Stopped:
+        return Built(None, None, _made(store.decisions))
+    report = report.with_compiled([result for result, _ in compiled])
+    run, report = publish(
+        folder, loaded, report, evidence, [engine for _, engine in compiled if engine], store.versions
+    )
+    return Built(report, run, _made(store.decisions))
+
+
+def _made(decisions: list[Decision]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(decision.stage for decision in decisions if not decision.kept))
+
+
+def plan_recipe(
+    recipe: str, *, device: str | None = None, sets: Sequence[str] = ()
+) -> tuple[list[Decision], list[Need]]:
+    """What a build would run or keep, with reasons, and what is missing. Runs nothing."""
+    loaded = load_recipe(recipe, sets, device)
+    profile = load_device(loaded.device)
+    found = needs(loaded, profile)
+    from edgecnn.pipeline import build, compile_beside
+    from edgecnn.target import connect
+
+    store = Store(store_root(), recipe=loaded.name, rehearse=True)
+    with contextlib.suppress(Stopped):
+        build(loaded, connect(profile), store)
+    for name in loaded.compile_for:
+        store.until = f"compile-int8@{name}"
+        with contextlib.suppress(Stopped):
+            compile_beside(loaded, name, store)
+    return list({decision.stage: decision for decision in store.decisions}.values()), found
+
+
+def resolve_run(path: Path) -> Path:
+    """A run folder given itself, or the `latest` of a folder of runs.
+
+    Raises:
+        EdgeError: there is no report.json.
+    """
+    for folder in (path, path / "latest"):
+        if (folder / "report.json").is_file():
+            return folder.resolve()
+    raise EdgeError(
+        f"no run in `{path}`: it has no report.json", "give a run folder, as runs/quickstart/cpu-x86/latest"
+    )
+
+
+def check_run(run: Path, baseline: Path, *, max_regression: float) -> Report:
+    """Compare a run with a stored baseline; speed is always measured anew, both models in one session."""
+    from edgecnn.baseline import check
+    from edgecnn.recipe import BenchSpec
+    from edgecnn.report import read_report
+    from edgecnn.target import connect
+
+    target = connect(load_device(read_report(run).device))
+    spec = BenchSpec()
+    return check(
+        run, baseline, max_regression=max_regression,
+        time_files=lambda first, second: target.time_files(first, second, spec),
+    )  # fmt: skip
+
+
+def quantize_file(
+    model: Path, *, data: Path, device: str, images: int, ranges: str, out: Path, preprocessing: str,
+    keep_float: tuple[str, ...],
+) -> Summary:  # fmt: skip
+    """Quantize any ONNX file for a device and write model.int8.onnx (and the typed one) and report.json to `out`."""
+    from edgecnn.foreign import quantize_foreign
+
+    return Summary(
+        *quantize_foreign(
+            model, data=data, profile=load_device(device), images=images, ranges=ranges, out=out,
+            preprocessing=preprocessing, keep_float=keep_float,
+        )
+    )  # fmt: skip
+
+
+def bench_files(
+    model: Path, baseline: Path | None, *, device: str, hosts: Sequence[str], sets: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    """Time one file, or two as interleaved pairs, on a device that is here."""
+    _refuse_hosts(hosts)
+    from edgecnn.bench_files import bench
+
+    return bench(model, baseline, load_device(device), sets)
+
+
+def doctor_findings() -> tuple[list[dict[str, str]], str]:
+    """What is here, what it can serve, and the fixes."""
+    from dataclasses import asdict
+
+    from edgecnn.doctor import examine
+
+    findings = examine()
+    marks = {"ok": "ok     ", "warn": "warning", "missing": "missing"}
+    lines = []
+    for finding in findings:
+        lines.append(f"{marks[finding.state]}  {finding.topic}: {finding.detail}")
+        if finding.fix:
+            lines.append(f"         fix: {finding.fix}")
+    return [asdict(finding) for finding in findings], "\n".join(lines)
+
+
+def _refuse_hosts(hosts: Sequence[str]) -> None:
+    if hosts:
+        raise EdgeError(
+            f"this version cannot reach `{hosts[0]}`: boards over SSH are not in it yet",
+            "leave --host out: the graph is checked and scored in float simulation, and the verdict says so",
+        )

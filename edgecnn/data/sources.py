@@ -1,0 +1,264 @@
+"""What a dataset holds, found without decoding an image: classes, labels, names and which set each image is in."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from edgecnn.data.archives import Archive
+from edgecnn.data.index import Labels
+from edgecnn.data.openers import ArrayImages, Digits, FileImages, Opener, declared_archives, image_folder, needed_root
+from edgecnn.data.pixels import EXTENSIONS
+from edgecnn.data.tables import listed, read_table
+from edgecnn.errors import EdgeError
+from edgecnn.recipe import DataSpec
+
+Part = Literal["train", "select", "scored"]
+# Folder names that are sets, not classes: a root of these is one level too high.
+SET_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "select", "scored"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset before splitting. Images are numbered train (or pool) first, then select, then scored."""
+
+    classes: tuple[str, ...]
+    labels: Labels
+    files: tuple[str | None, ...]
+    parts: dict[Part, range]  # an undeclared set is absent; `train` alone is the pool
+    opener: Opener
+
+
+def find_source(spec: DataSpec) -> Source:
+    """Look up a dataset. Reads names, tables and label arrays, no image.
+
+    Raises:
+        EdgeError: whatever is wrong with it: missing, empty, contradicting; by name.
+    """
+    if spec.root is not None and not spec.root.exists():
+        raise EdgeError(f"data folder `{spec.root}` does not exist", "set `data.root`; it is relative to the recipe")
+    match spec.format:
+        case "digits":
+            digits = Digits()
+            names = tuple(str(number) for number in range(10))
+            count = len(digits.labels)
+            return Source(names, digits.labels, (None,) * count, {"train": range(count)}, digits)
+        case "image-folder":
+            return _files(spec, _class_folders(spec))
+        case "label-table":
+            return _files(spec, _tables(spec))
+        case "arrays":
+            return _arrays(spec)
+
+
+def missing(spec: DataSpec) -> list[tuple[str, str, str]]:
+    """(what, where, fix) of everything that a build would look for and not find. Reads no image."""
+    if spec.format == "digits":
+        if importlib.util.find_spec("sklearn") is None:
+            return [("scikit-learn, which holds the digits", "Python packages", "pip install scikit-learn")]
+        return []
+    root = needed_root(spec)
+    if not root.exists():
+        return [("data folder", str(root), "set `data.root`, or put the data there")]
+    if root.is_file():
+        return []
+    gaps = []
+    for part, name in _declared(spec):
+        if not (root / name).exists():
+            gaps.append((f"`data.{part}`", str(root / name), f"correct `data.{part}`, or put the data there"))
+    return gaps
+
+
+def image_files(folder: Path) -> list[str]:
+    """Image files in a folder and below, hidden ones left out: sorted paths relative to it."""
+    found = []
+    for at, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = Path(at).relative_to(folder)
+        found += [
+            (relative / name).as_posix()
+            for name in names
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the visible folders in a folder, sorted: the class order of torchvision's ImageFolder."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _declared(spec: DataSpec) -> list[tuple[Part, str]]:
+    declared: list[tuple[Part, str | None]] = [("train", spec.train), ("select", spec.select), ("scored", spec.scored)]
+    return [(part, name) for part, name in declared if name]
+
+
+def _declared_paths(spec: DataSpec) -> list[tuple[Part, Path]]:
+    """Declared sets as existing paths under root; root itself, as the pool, when none is declared."""
+    root = needed_root(spec)
+    paths: list[tuple[Part, Path]] = []
+    for part, name in _declared(spec):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise EdgeError(
+                f"`data.{part}: {name}` is outside `data.root`", "only what is under `data.root` is watched for changes"
+            )
+        if not (root / name).exists():
+            there = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
+            raise EdgeError(
+                f"`data.{part}: {name}` is missing: there is no `{root / name}`",
+                f"`{root}` holds {listed(there)}" if there else f"put it under `{root}`",
+            )
+        paths.append((part, root / name))
+    return paths or [("train", root)]
+
+
+Labelled = list[tuple[str, str]]  # (file relative to the image folder, class name)
+
+
+def _files(spec: DataSpec, sets: dict[Part, Labelled]) -> Source:
+    """Number the files of the sets; classes are those of train."""
+    names = {name for _, name in sets["train"]}
+    if all(name.isdecimal() for name in names):
+        classes = tuple(sorted(names, key=lambda name: (int(name), name))) if spec.format == "label-table" else None
+    else:
+        classes = None
+    classes = classes or tuple(sorted(names))
+    numbers = {name: number for number, name in enumerate(classes)}
+    files: list[str] = []
+    labels: list[int] = []
+    parts: dict[Part, range] = {}
+    where: dict[str, Part] = {}
+    for part, labelled in sets.items():
+        strange = sorted({name for _, name in labelled} - numbers.keys())
+        if strange:
+            raise EdgeError(
+                f"`{part}` has classes that `train` does not have: {listed(strange)}",
+                f"add them to `data.train`, or remove them from `data.{part}`",
+            )
+        shared = [file for file, _ in labelled if file in where]
+        if shared:
+            raise EdgeError(
+                f"`{where[shared[0]]}` and `{part}` share images: {listed(shared)}", "the sets must be disjoint"
+            )
+        where.update((file, part) for file, _ in labelled)
+        parts[part] = range(len(files), len(files) + len(labelled))
+        files += [file for file, _ in labelled]
+        labels += [numbers[name] for _, name in labelled]
+    opener = FileImages(image_folder(spec), tuple(files), spec.color)
+    return Source(classes, np.asarray(labels, np.int64), tuple(files), parts, opener)
+
+
+def _class_folders(spec: DataSpec) -> dict[Part, Labelled]:
+    root = needed_root(spec)
+    sets: dict[Part, Labelled] = {}
+    for part, folder in _declared_paths(spec):
+        if not folder.is_dir():
+            raise EdgeError(
+                f"`{folder}` is not a folder", "`format: image-folder` needs a folder with one folder per class"
+            )
+        classes = class_folders(folder)
+        if not classes:
+            raise EdgeError(f"`{folder}` has no class folders", "put the images of each class in a folder of its name")
+        if not spec.train and {name.lower() for name in classes} <= SET_NAMES:
+            raise EdgeError(
+                f"the folders of `{folder}` are sets, not classes: {listed(classes)}",
+                "declare them: `data.train`, `data.scored` and, if there is a third, `data.select`",
+            )
+        prefix = folder.relative_to(root).as_posix()
+        labelled: Labelled = []
+        empty = []
+        for name in classes:
+            inside = image_files(folder / name)
+            if not inside:
+                empty.append(name)
+            labelled += [(f"{name}/{file}" if prefix == "." else f"{prefix}/{name}/{file}", name) for file in inside]
+        if empty:
+            raise EdgeError(
+                f"empty class folder in `{folder}`: {listed(empty)}",
+                f"remove it or put images in it ({', '.join(EXTENSIONS)})",
+            )
+        sets[part] = labelled
+    return sets
+
+
+def _tables(spec: DataSpec) -> dict[Part, Labelled]:
+    root, folder = needed_root(spec), image_folder(spec)
+    if root.is_file() and spec.train:
+        raise EdgeError(
+            f"`data.root` is the table `{root}` and `data.train` names another",
+            "set `data.root` to the folder that `train`, `select` and `scored` are in",
+        )
+    sets: dict[Part, Labelled] = {}
+    for part, table in _declared_paths(spec):
+        path = table
+        if table.is_dir():
+            tables = sorted(entry for entry in table.iterdir() if entry.suffix.lower() in (".csv", ".tsv"))
+            if spec.train or len(tables) != 1:
+                found = listed([entry.name for entry in tables]) or "none"
+                raise EdgeError(
+                    f"`{table}` must hold one label table (.csv or .tsv); it holds: {found}",
+                    "set `data.root` to the table, or declare `data.train` and `data.scored`",
+                )
+            path = tables[0]
+        sets[part] = [(row.file, row.label) for row in read_table(path, folder)]
+    return sets
+
+
+def _arrays(spec: DataSpec) -> Source:
+    root = needed_root(spec)
+    if root.is_dir() and not spec.train:
+        raise EdgeError(
+            f"`data.root` is the folder `{root}` and no file in it is declared",
+            f"set `data.root` to one .npz, or `data.train` and `data.scored` to files in it: {listed(_npz(root))}",
+        )
+    if root.is_dir():
+        _declared_paths(spec)
+    archives = declared_archives(spec)
+    names: list[Part] = [part for part, _ in _declared(spec)] or ["train"]
+    if len(set(archives)) != len(archives):
+        raise EdgeError("two of `data.train`, `data.select`, `data.scored` are the same", "the sets must be disjoint")
+    opener = ArrayImages(archives, spec.color)
+    images = opener.parts()
+    labels = [archive.labels(len(part)) for archive, part in zip(archives, images, strict=True)]
+    classes = _array_classes(archives[0], labels[0])
+    for archive, numbers in zip(archives, labels, strict=True):
+        if numbers.size and int(numbers.max()) >= len(classes):
+            raise EdgeError(
+                f"`{archive.name}` has labels of classes that `train` does not have: "
+                f"{_numbers(numbers[numbers >= len(classes)])}; train has 0 to {len(classes) - 1}",
+                "add images of them to train, remove them, or correct the array `names`",
+            )
+    ends = np.cumsum([0, *(len(part) for part in images)])
+    parts = {name: range(int(a), int(b)) for name, a, b in zip(names, ends[:-1], ends[1:], strict=True)}
+    return Source(classes, np.concatenate(labels), (None,) * int(ends[-1]), parts, opener)
+
+
+def _array_classes(archive: Archive, labels: Labels) -> tuple[str, ...]:
+    """The file's names, which may hold classes without images; else the numbers, which must have no gap."""
+    names = archive.class_names()
+    if names is not None:
+        return names
+    if labels.size == 0:
+        raise EdgeError(f"`{archive.name}` has no images")
+    count = int(labels.max()) + 1
+    absent = np.setdiff1d(np.arange(count), labels)
+    if absent.size:
+        raise EdgeError(
+            f"`{archive.name}` has no image of label {_numbers(absent)}, though its labels go up to {count - 1}",
+            "count classes from 0 without gaps, or name all classes in an array `names`",
+        )
+    return tuple(str(number) for number in range(count))
+
+
+def _numbers(labels: Iterable[int]) -> str:
+    return listed([str(label) for label in np.unique(np.asarray(labels))])
+
+
+def _npz(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.npz"))

@@ -1,0 +1,63 @@
+"""Devices: what a person wrote about one (DeviceProfile), and what it answered about itself (DeviceFacts)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import field_validator
+
+from edgecnn.spec import Spec
+
+BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
+
+
+class Scheme(Spec):
+    """Number types and granularity of a device's quantization; `placement` names the rules of where Q/DQ goes."""
+
+    section: ClassVar[str] = "scheme"
+    activations: Literal["int8-symmetric", "int8-asymmetric", "uint8-asymmetric"]
+    weights: Literal["int8-per-channel", "int8-per-channel-7bit"] = "int8-per-channel"
+    bias: Literal["float", "int32"] = "float"
+    islands: Literal["float16", "float32"] = "float32"
+    placement: Literal["tensorrt", "onnxruntime"]
+
+
+class DeviceProfile(Spec):
+    """A device file: facts with their source, safe to commit. No host name, no secret."""
+
+    section: ClassVar[str] = "device"
+    name: str
+    backend: BackendName
+    architecture: Literal["x86_64", "aarch64"]
+    compute_capability: str | None = None  # CUDA, as "8.7"
+    memory_mb: int | None = None
+    precisions: tuple[Precision, ...]
+    unverified: tuple[Precision, ...] = ()  # built and parsed, never given a speed until measured
+    tensorrt_rules: Literal["10.3"] | None = None  # the table of rules its TensorRT is held to
+    scheme: Scheme
+    source: str
+
+    @field_validator("compute_capability", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, float) else value  # YAML reads 8.7 without quotes as a number
+
+
+class DeviceFacts(Spec):
+    """What the device answered; part of the key of everything made for it, so only what lasts stands here."""
+
+    section: ClassVar[str] = "facts"
+    reachable: bool  # False: no board or GPU here; engines may be compiled or parser-checked, never run
+    backend_version: str  # "onnxruntime 1.32.0", "TensorRT for RTX 1.7.1 (parser and compiler only)"
+    hardware: str  # CPU model or GPU name
+    driver: str = ""
+    power_mode: str = ""
+    vnni: bool | None = None  # x86: 8-bit dot products that don't saturate at 16 bits
+
+
+def resolve(scheme: Scheme, facts: DeviceFacts) -> Scheme:
+    """The effective scheme: without VNNI, x86 kernels saturate 16-bit sums of U8S8 products, so weights get 7 bits."""
+    if scheme.placement == "onnxruntime" and facts.vnni is False:
+        return scheme.model_copy(update={"weights": "int8-per-channel-7bit"})
+    return scheme

@@ -1,0 +1,216 @@
+"""`edgecnn quantize`: INT8 for an ONNX file that edgecnn did not export. No torch needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from edgecnn.data import load_images
+from edgecnn.device import DeviceProfile
+from edgecnn.errors import EdgeError
+from edgecnn.io_contract import InputContract, IoContract, OutputContract, read_contract
+from edgecnn.needs import check_writable
+from edgecnn.quantize import check_onnx, quantize_model
+from edgecnn.recipe import Normalization, QuantizeSpec
+from edgecnn.recipe_file import nearest_hint
+from edgecnn.store import Artifact
+from edgecnn.target import connect
+
+KEYS = ("mean", "std", "layout", "size", "range", "color", "fit")
+FITS = ("letterbox", "crop", "stretch")
+
+
+def quantize_foreign(
+    model: Path, *, data: Path, profile: DeviceProfile, images: int, ranges: str, out: Path, preprocessing: str,
+    keep_float: tuple[str, ...],
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """Quantize `model` for `profile` and write the result to `out`; returns (JSON document, text).
+
+    Files: model.int8.onnx, model.int8.typed.onnx (devices with FP16 islands), report.json; each appears whole.
+
+    Raises:
+        EdgeError: the model or images are unusable, the preprocessing is not told, or TensorRT's rules refuse.
+    """
+    if "int8" not in profile.precisions:
+        raise EdgeError(
+            f"INT8 is asked, but device `{profile.name}` lists only {', '.join(profile.precisions)}",
+            "pick a device that lists int8: `edgecnn devices list`",
+        )
+    check_onnx(model)
+    contract = contract_of(model, preprocessing)
+    try:
+        spec = QuantizeSpec.model_validate({"images": images, "ranges": ranges, "keep_float": keep_float})
+    except ValueError:
+        methods = ["auto", "minmax", "percentile", "entropy", "mse"]
+        raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, methods)) from None
+    check_writable(out)
+    target = connect(profile)
+    size = contract.input.size
+    pixels, _ = load_images(data, size, contract.input.channels, contract.input.fit, limit=images, seed=0)
+    with tempfile.TemporaryDirectory(prefix="edgecnn-") as scratch:
+        made = Path(scratch, "quantize")
+        made.mkdir()
+        quantize_model(made, spec, target.scheme, model, pixels, contract)
+        compiled = Path(scratch, "compile")
+        compiled.mkdir()
+        target.compile(compiled, profile, target.facts, Artifact("quantize", "", made))
+        engine = json.loads((compiled / "engine.json").read_text())
+        record = json.loads((made / "quantize.json").read_text())
+        document = {
+            "schema_version": 1, "model": model.name, "device": profile.name, "input": contract.model_dump(mode="json"),
+            "size_mb": {"float": model.stat().st_size / 1e6, "int8": (made / "model.onnx").stat().st_size / 1e6},
+            "checks": engine["checks"], "note": engine["note"], "quantize": record,
+        }  # fmt: skip
+        (made / "report.json").write_text(json.dumps(document, indent=1))
+        names = {"model.onnx": "model.int8.onnx", "typed.onnx": "model.int8.typed.onnx", "report.json": "report.json"}
+        written = [_deliver(made / name, out / final) for name, final in names.items() if (made / name).exists()]
+    return document, _text(document, written)
+
+
+def _deliver(source: Path, final: Path) -> Path:
+    """Move a finished file into place in one step, also across file systems."""
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.with_name(f".{final.name}.{os.getpid()}")
+        shutil.copyfile(source, partial)
+        os.replace(partial, final)
+    except OSError as error:
+        raise EdgeError(f"cannot write `{final}`: {error.strerror}", "choose another folder with --out") from error
+    return final
+
+
+def _text(document: dict[str, Any], written: list[Path]) -> str:
+    record = document["quantize"]
+    coverage, sizes = record["coverage"], document["size_mb"]
+    lines = [
+        f"INT8 coverage  {coverage['macs']:.1%} of MACs, {coverage['activation_bytes']:.1%} of activation bytes",
+        f"SQNR           {record['sqnr_db']:.1f} dB (outputs, calibration images, float simulation)",
+        f"size           {sizes['float']:.2f} → {sizes['int8']:.2f} MB",
+        *(f"{'passed' if c['passed'] else 'refused'}         {c['name']}" for c in document["checks"]),
+        *([document["note"]] if document["note"] else []),
+        *(f"wrote {path}" for path in written),
+    ]
+    return "\n".join(lines)
+
+
+def contract_of(model: Path, text: str) -> IoContract:
+    """The model's contract: from its own metadata, else from what `--input` tells and its graph shows.
+
+    Raises:
+        EdgeError: told twice, not told, or not what the graph has.
+    """
+    found = read_contract(model)
+    if found and text:
+        raise EdgeError(f"`{model}` carries its own preprocessing, and --input gives another", "leave --input out")
+    return found or _inferred(model, _parse(text))
+
+
+def _parse(text: str) -> dict[str, str]:
+    """`mean=0.5,0.5,0.5,std=0.2,layout=nchw,letterbox` → values by key; a bare number continues the key before it."""
+    values: dict[str, str] = {}
+    last = ""
+    for part in (p.strip() for p in text.split(",") if p.strip()):
+        key, separator, value = part.partition("=")
+        if separator:
+            last = key.strip().lower()
+            if last not in KEYS:
+                raise EdgeError(f"--input has no `{last}`", nearest_hint(last, [*KEYS, *FITS]))
+            values[last] = value.strip()
+        elif part.lower() in FITS:
+            values["fit"] = part.lower()
+        elif last in ("mean", "std"):
+            values[last] += f",{part}"
+        else:
+            raise EdgeError(f"--input: `{part}` is neither key=value nor one of {', '.join(FITS)}")
+    return values
+
+
+def _numbers(values: dict[str, str], key: str, channels: int) -> tuple[float, ...] | None:
+    if key not in values:
+        return None
+    try:
+        numbers = tuple(float(part) for part in values[key].split(","))
+    except ValueError:
+        raise EdgeError(f"--input: `{key}={values[key]}` is not a list of numbers") from None
+    if len(numbers) not in (1, channels):
+        raise EdgeError(f"--input: `{key}` has {len(numbers)} numbers, the model's input {channels} channels")
+    return numbers if len(numbers) == channels else numbers * channels
+
+
+def _inferred(model: Path, told: dict[str, str]) -> IoContract:
+    import onnx
+
+    graph = onnx.load(str(model), load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs)
+        raise EdgeError(f"`{model}` has {len(inputs)} inputs ({names}); one image input is needed")
+    kind = inputs[0].type.tensor_type
+    shape = [dim.dim_value or None for dim in kind.shape.dim]
+    if len(shape) != 4:
+        raise EdgeError(f"input `{inputs[0].name}` of `{model}` has {len(shape)} dimensions; an image batch has 4")
+    dtypes = {onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.FLOAT: "float32"}
+    if kind.elem_type not in dtypes:
+        name = onnx.TensorProto.DataType.Name(kind.elem_type)
+        raise EdgeError(f"input `{inputs[0].name}` of `{model}` is {name}; uint8 and float32 are supported")
+    layout = told.get("layout", "").upper() or _layout(shape)
+    if layout not in ("NCHW", "NHWC"):
+        raise EdgeError(
+            f"the layout of input `{inputs[0].name}` {shape} is not clear", "say it: --input layout=nchw or nhwc"
+        )
+    channels, sides = (shape[1], shape[2:]) if layout == "NCHW" else (shape[3], shape[1:3])
+    channels = channels or 3
+    if channels not in (1, 3):
+        raise EdgeError(f"input `{inputs[0].name}` of `{model}` has {channels} channels; images have 1 or 3")
+    mean, std = _numbers(told, "mean", channels), _numbers(told, "std", channels)
+    dtype = dtypes[kind.elem_type]
+    if dtype == "float32" and mean is None and std is None and "range" not in told:
+        raise EdgeError(
+            f"`{model}` does not say how its float input is prepared",
+            "tell it: --input mean=0.485,0.456,0.406,std=0.229,0.224,0.225 (of 0..1 values), or range=1, or range=255",
+        )
+    try:
+        top = float(told.get("range", "255" if dtype == "uint8" else "1"))
+        size = _size(told, sides, str(model))
+        return IoContract(
+            task="classify",
+            input=InputContract.model_validate(
+                {
+                    "name": inputs[0].name, "layout": layout, "dtype": dtype, "range": (0.0, top), "size": size,
+                    "channels": channels, "color": told.get("color", "gray" if channels == 1 else "rgb"),
+                    "fit": told.get("fit", "crop"),
+                }
+            ),
+            normalization=Normalization(mean=mean or (0.0,) * channels, std=std or (1.0,) * channels),
+            normalization_inside=dtype == "uint8",
+            outputs=tuple(OutputContract(name=value.name, meaning="") for value in graph.output),
+            classes=(),
+        )  # fmt: skip
+    except ValueError as error:
+        raise EdgeError(f"--input is not valid: {error}") from error
+
+
+def _layout(shape: list[int | None]) -> str:
+    if shape[1] in (1, 3) and shape[3] not in (1, 3):
+        return "NCHW"
+    return "NHWC" if shape[3] in (1, 3) and shape[1] not in (1, 3) else ""
+
+
+def _size(told: dict[str, str], sides: list[int | None], model: str) -> tuple[int, int]:
+    """(height, width): told as `224` or `480x640`, or the graph's own; a contradiction is an error."""
+    given: tuple[int, int] | None = None
+    if "size" in told:
+        parts = [int(part) for part in told["size"].lower().split("x")]
+        given = (parts[0], parts[-1])
+    if given is None and None in sides:
+        raise EdgeError(f"`{model}` takes any image size, so one must be told", "for example --input size=224")
+    if given is None:
+        return (int(sides[0] or 0), int(sides[1] or 0))
+    if any(side is not None and side != wish for side, wish in zip(sides, given, strict=True)):
+        raise EdgeError(f"--input size={told['size']}, but `{model}` takes {sides[0]}x{sides[1]}")
+    return given

@@ -1,0 +1,245 @@
+"""Budgets into verdicts: each check passes or fails only where the bounds support it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import numpy as np
+
+from edgecnn import __version__, stats
+from edgecnn.device import DeviceFacts, DeviceProfile
+from edgecnn.recipe import Budgets, Recipe
+from edgecnn.report import Check, Conditions, Report, State, now
+from edgecnn.report.evidence import Array, Evidence, Measured, collect_outcomes, read_evidence
+from edgecnn.report.figures import all_figures, class_accuracies, discordant, distribution, timing_text
+from edgecnn.store import age_text
+
+__all__ = ["Evidence", "collect_outcomes", "drop_check", "judge"]
+
+MIN_IMAGES = 200  # below it the bounds of a paired difference are too coarse for any verdict
+MIN_PAIRS = 4 * stats.BLOCK  # fewer blocks make no bootstrap
+MIN_P99_QUERIES = 1024
+NOISY = 0.05  # distance of the headline speed-up from the median of pairs
+OLD_SPEED_S = 3600.0
+
+
+def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: Evidence, *, run: str = "") -> Report:
+    """Decide a build's budgets from its evidence.
+
+    Raises:
+        EdgeError: an artifact is damaged, or the scores are not of the same images.
+    """
+    measured = read_evidence(evidence)
+    float_name = "FP16" if profile.scheme.islands == "float16" else "FP32"
+    figures = all_figures(measured, float_name)
+    return Report(
+        recipe=recipe.name,
+        run=run,
+        device=profile.name,
+        when=now(),
+        edgecnn=__version__,
+        metric=recipe.score.metric,
+        data_digest=measured.data_digest,
+        conditions=_conditions(facts, measured),
+        checks=(_engine(measured), *_budgets(recipe.budgets, measured)),
+        figures=figures,
+        classes=class_accuracies(measured),
+        layers=measured.layers,
+        distribution=distribution(measured.float_ms, measured.int8_ms, float_name, "INT8"),
+        notes=_notes(profile, facts, measured, {figure.name: figure.value for figure in figures}),
+    )
+
+
+def drop_check(name: str, b: int, c: int, n: int, limit: float, *, first: str = "float", second: str = "INT8") -> Check:
+    """Non-inferiority by one-sided 95 % Tango bounds: PASS upper <= limit, FAIL lower > limit, else undecided.
+
+    Args:
+        b: images that only `first` gets right; c: only `second`; n: all of them. limit: fraction of 1.
+    """
+    lower, upper = stats.tango_bounds(b, c, n)
+    drop = (b - c) / n
+    detail = (
+        f"{b} images right only with {first}, {c} only with {second}, of {n:,};"
+        f" McNemar mid-p {stats.mcnemar_mid_p(b, c):.3g} (for information)"
+    )
+    needed = stats.images_needed((b + c) / n, limit, drop)
+    state = drop_state(n, lower, upper, limit)
+    if n < MIN_IMAGES:
+        detail = f"{n} images decide nothing, at least {max(MIN_IMAGES, needed or 0):,} are needed; {detail}"
+    elif state == "not-enough-evidence":
+        # Bounds that just miss can meet the formula, which promises 80 %, not certainty.
+        more = f"about {max(needed, n + 1):,} images would decide" if needed else "the drop sits on the limit"
+        detail = f"the bounds reach both sides of the limit, {more}; {detail}"
+    return Check(
+        name=name, state=state, measured=100 * drop, lower=100 * lower, upper=100 * upper, limit=100 * limit,
+        unit="points", detail=detail,
+    )  # fmt: skip
+
+
+def drop_state(n: int, lower: float, upper: float, limit: float) -> State:
+    """The rule itself: n images, one-sided bounds of the drop and its limit, fractions of 1."""
+    if n < MIN_IMAGES:
+        return "not-enough-evidence"
+    if upper <= limit:
+        return "pass"
+    return "fail" if lower > limit else "not-enough-evidence"
+
+
+def _engine(measured: Measured) -> Check:
+    engine = measured.engine
+    refused = [check for check in engine.checks if check.passed is False]
+    if refused:
+        detail = "; ".join(f"{check.name}: {check.detail}" for check in refused)
+        return Check(name="engine", state="fail", detail=detail)
+    if engine.built and engine.runnable:
+        return Check(name="engine", state="pass", detail=_engine_note(measured))
+    done = [f"{check.name}: {'passed' if check.passed else check.detail}" for check in engine.checks]
+    return Check(name="engine", state="incomplete", detail="; ".join([_engine_note(measured), *done]))
+
+
+def _engine_note(measured: Measured) -> str:
+    """What became of the INT8 engine, in the words of its stage where it has any."""
+    engine = measured.engine
+    if engine.note:
+        return engine.note.removeprefix("engine: ")
+    if engine.built:
+        return "built and run on the device" if engine.runnable else "built, not run (no device)"
+    return "not built (no board)"
+
+
+def _budgets(budgets: Budgets, measured: Measured) -> list[Check]:
+    checks = []
+    if budgets.max_accuracy_drop is not None:
+        check = drop_check(
+            "max_accuracy_drop", *discordant(measured.reference, measured.after), len(measured.reference.label),
+            budgets.max_accuracy_drop,
+        )  # fmt: skip
+        if measured.after.file.simulated:
+            check = check.model_copy(update={"detail": f"simulated ({measured.after.file.how}); {check.detail}"})
+        checks.append(check)
+    if budgets.min_speedup is not None:
+        checks.append(_speedup(budgets.min_speedup, measured))
+    if budgets.max_p99_ms is not None:
+        checks.append(_p99(budgets.max_p99_ms, measured))
+    if budgets.max_size_mb is not None:
+        megabytes = measured.int8_bytes / 1e6
+        state: State = "pass" if megabytes <= budgets.max_size_mb else "fail"
+        size = Check(
+            name="max_size_mb", state=state, measured=megabytes, limit=budgets.max_size_mb, unit="MB",
+            detail="INT8 ONNX file, 10^6 bytes",
+        )  # fmt: skip
+        checks.append(size)
+    return checks
+
+
+def _speedup(limit: float, measured: Measured) -> Check:
+    conditions = timing_text(measured.speed)
+    if not measured.speed.measured:
+        return Check(name="min_speedup", state="incomplete", limit=limit, unit="x", detail=conditions)
+    ratio = stats.pair_ratio(measured.int8_ms, measured.float_ms)
+    state: State
+    if len(measured.int8_ms) < MIN_PAIRS:
+        state, why = "not-enough-evidence", f"fewer than {MIN_PAIRS} pairs decide nothing; "
+    elif ratio.lower >= limit:
+        state, why = "pass", ""
+    elif ratio.upper < limit:
+        state, why = "fail", ""
+    else:
+        state, why = "not-enough-evidence", "the bounds reach both sides of the limit; "
+    return Check(
+        name="min_speedup", state=state, measured=ratio.median, lower=ratio.lower, upper=ratio.upper, limit=limit,
+        unit="x", detail=f"{why}median of per-pair ratios · {conditions}",
+    )  # fmt: skip
+
+
+def _p99(limit: float, measured: Measured) -> Check:
+    conditions, speed, ms = timing_text(measured.speed), measured.speed, measured.int8_ms
+    if not speed.measured:
+        return Check(name="max_p99_ms", state="incomplete", limit=limit, unit="ms", detail=conditions)
+    bounds = stats.p99_bounds(ms)
+    state: State
+    if not speed.p99_valid:
+        state, why = (
+            "not-enough-evidence",
+            f"not a valid run for p99: {speed.p99_invalid_why or 'no reason recorded'}; ",
+        )
+    elif len(ms) < MIN_P99_QUERIES:
+        state, why = "not-enough-evidence", f"{len(ms):,} queries, p99 needs {MIN_P99_QUERIES:,}; "
+    elif bounds.upper <= limit:
+        state, why = "pass", ""
+    elif bounds.lower > limit:
+        state, why = "fail", ""
+    else:
+        state, why = "not-enough-evidence", "the bounds reach both sides of the limit; "
+    return Check(
+        name="max_p99_ms", state=state, measured=bounds.value, lower=bounds.lower, upper=bounds.upper, limit=limit,
+        unit="ms", detail=f"{why}INT8 p99 · {conditions}",
+    )  # fmt: skip
+
+
+def _conditions(facts: DeviceFacts, measured: Measured) -> Conditions:
+    quantize, after = measured.quantize, measured.after
+    scheme = quantize.scheme
+    return Conditions(
+        images=len(after.label),
+        hardware=facts.hardware,
+        backend=facts.backend_version,
+        driver=facts.driver,
+        power_mode=facts.power_mode,
+        simulated=after.file.simulated,
+        scoring=after.file.how,
+        reference=measured.reference.file.how,
+        calibration_images=quantize.calibration.images,
+        calibration_digest=quantize.calibration.digest,
+        ranges=quantize.ranges,
+        scheme=(
+            f"activations {scheme.activations}, weights {scheme.weights}, bias {scheme.bias},"
+            f" islands {scheme.islands}, placement {scheme.placement}"
+        ),
+        latency=timing_text(measured.speed),
+    )
+
+
+def _notes(
+    profile: DeviceProfile, facts: DeviceFacts, measured: Measured, values: dict[str, float | None]
+) -> tuple[str, ...]:
+    notes = []
+    if not (measured.engine.built and measured.engine.runnable):
+        notes.append(f"engine: {_engine_note(measured)}")
+    if measured.after.file.simulated:
+        notes.append("INT8 accuracy is simulated: the graph evaluated in float, until the engine itself was scored")
+    if measured.quantize.scheme.weights == "int8-per-channel-7bit":
+        notes.append("weights have 7 bits: this CPU has no VNNI, and 8-bit products would saturate its 16-bit sums")
+    if "int8" in profile.unverified:
+        notes.append(f"INT8 on {profile.name} is unverified: built and parsed, never given a speed until measured")
+    headline, pairs = values.get("speedup"), values.get("pair_speedup")
+    if headline and pairs and abs(headline / pairs - 1) > NOISY:
+        notes.append(
+            f"the machine was noisy: speed-up {headline:.2f}x by 5th percentiles, {pairs:.2f}x by the median of pairs;"
+            " not comparable with other runs"
+        )
+    disagreement = _disagreement(measured.before.predicted, measured.reference.predicted)
+    if disagreement > 0.005:
+        notes.append(
+            f"the device's float engine answers {100 * disagreement:.1f} % of the images differently from FP32"
+        )
+    if measured.speed.measured and (age := _old(measured.speed.when)):
+        notes.append(f"latency was measured {age} ago; `--remeasure` takes it again")
+    if facts.reachable and measured.speed.measured and not measured.speed.clocks_locked:
+        notes.append("clocks were not locked: absolute times belong to this run, the ratio is what compares")
+    return tuple(dict.fromkeys(notes))
+
+
+def _disagreement(first: Array, second: Array) -> float:
+    return float(np.mean(first != second))
+
+
+def _old(when: str) -> str:
+    """The age of a kept measurement as text, empty when it is fresh or not dated."""
+    if not when:
+        return ""
+    taken = datetime.fromisoformat(when.replace("Z", "+00:00"))  # 3.10 does not read Z
+    if taken.tzinfo is None:
+        taken = taken.replace(tzinfo=timezone.utc)
+    seconds = (datetime.now(timezone.utc) - taken).total_seconds()
+    return age_text(seconds) if seconds > OLD_SPEED_S else ""

@@ -1,0 +1,85 @@
+"""What a model's input and outputs mean: one JSON under `edgecnn.io` in the ONNX metadata.
+
+Written by export, read by quantize, score, bench, the board's agent and whoever ships the model, so that a mismatch
+of size, layout, colour or normalization cannot happen downstream.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from edgecnn.errors import EdgeError
+from edgecnn.recipe import Normalization, Task
+from edgecnn.spec import Spec
+
+KEY = "edgecnn.io"
+
+
+class InputContract(Spec):
+    """The image input. Values are `range[0]`..`range[1]` as fed; size is (height, width) in pixels."""
+
+    name: str
+    layout: Literal["NHWC", "NCHW"]
+    dtype: Literal["uint8", "float32"]
+    range: tuple[float, float]
+    size: tuple[int, int]
+    channels: Literal[1, 3]
+    color: Literal["rgb", "bgr", "gray"]
+    fit: Literal["crop", "stretch", "letterbox"]
+
+
+class OutputContract(Spec):
+    """One output: its name and what its values are."""
+
+    name: str
+    meaning: str
+
+
+class IoContract(Spec):
+    """The whole contract. `normalization.inside` True: the graph normalizes; False: who feeds must do it."""
+
+    section: ClassVar[str] = "input"
+    version: Literal[1] = 1
+    task: Task
+    input: InputContract
+    normalization: Normalization | None
+    normalization_inside: bool
+    outputs: tuple[OutputContract, ...]
+    classes: tuple[str, ...]
+
+    def feed(self, images: Any) -> dict[str, Any]:
+        """uint8 NHWC images (N, H, W, C), RGB or gray → the model's input by name, in its layout, dtype and range."""
+        import numpy as np
+
+        values = images[..., ::-1] if self.input.color == "bgr" else images
+        if self.input.dtype == "float32":
+            low, high = self.input.range
+            values = values.astype(np.float32) * np.float32((high - low) / 255.0) + np.float32(low)
+            if self.normalization and not self.normalization_inside:
+                mean = np.asarray(self.normalization.mean, np.float32)
+                values = (values - mean) / np.asarray(self.normalization.std, np.float32)
+        if self.input.layout == "NCHW":
+            values = values.transpose(0, 3, 1, 2)
+        return {self.input.name: np.ascontiguousarray(values)}
+
+
+def read_contract(model: Path) -> IoContract | None:
+    """The contract in an ONNX file's metadata, or None when the file has none.
+
+    Raises:
+        EdgeError: the file isn't ONNX, or its `edgecnn.io` does not parse.
+    """
+    import onnx
+
+    try:
+        loaded = onnx.load(str(model), load_external_data=False)
+    except Exception as error:  # protobuf raises its own kinds
+        raise EdgeError(f"`{model}` is not a readable ONNX file: {error}") from error
+    for prop in loaded.metadata_props:
+        if prop.key == KEY:
+            try:
+                return IoContract.model_validate_json(prop.value)
+            except ValueError as error:
+                raise EdgeError(f"the `{KEY}` metadata of `{model}` is not valid: {error}") from error
+    return None

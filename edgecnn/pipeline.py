@@ -1,0 +1,59 @@
+"""THE PAGE: the stages of a build, in order. A stage that is not on this page does not exist."""
+
+from __future__ import annotations
+
+from edgecnn.data import prepare
+from edgecnn.errors import EdgeError
+from edgecnn.families.export import export
+from edgecnn.gate import Evidence, judge
+from edgecnn.quantize import quantize, typed_float
+from edgecnn.recipe import Recipe
+from edgecnn.recipe_file import load_device
+from edgecnn.report import CompiledFor, Report
+from edgecnn.score import score_reference
+from edgecnn.store import Artifact, Store
+from edgecnn.target import Target, offline
+from edgecnn.training import train
+
+
+def float_model(recipe: Recipe, store: Store) -> tuple[Artifact, Artifact]:
+    """Labelled images → (data, float ONNX). Nothing here depends on a device."""
+    data = store.stage("data", prepare, recipe.data, recipe.model.image_size)
+    teacher = store.stage("teacher", train, recipe.teacher, recipe.data, data, None) if recipe.teacher else None
+    model = store.stage("train", train, recipe.student, recipe.data, data, teacher)
+    plain = store.stage("export", export, recipe.export, recipe.model, model)
+    return data, plain
+
+
+def build(recipe: Recipe, target: Target, store: Store) -> tuple[Report, Evidence]:
+    """Take one recipe from labelled images to a verdict on one device."""
+    data, plain = float_model(recipe, store)
+    int8 = store.stage("quantize", quantize, recipe.quantize, target.scheme, plain, data)
+    floats = store.stage("float", typed_float, target.scheme, plain)  # FP16-typed for TensorRT
+    base = store.stage("compile-float", target.compile, target.profile, target.facts, floats)
+    engine = store.stage("compile-int8", target.compile, target.profile, target.facts, int8)
+    reference = store.stage("score-reference", score_reference, recipe.score, plain, data)  # FP32, onnxruntime, here
+    before = store.stage("score-float", target.score, recipe.score, target.facts, base, data)
+    after = store.stage("score-int8", target.score, recipe.score, target.facts, engine, data)
+    speed = store.measure("speed", target.time_pairs, recipe.bench, target.facts, base, engine)
+    evidence = Evidence(data, plain, int8, base, engine, reference, before, after, speed)
+    return judge(recipe, target.profile, target.facts, evidence), evidence
+
+
+def compile_beside(recipe: Recipe, name: str, store: Store) -> tuple[CompiledFor, Artifact | None]:
+    """Make the INT8 engine of a further device, or check it where it can't be made; no verdict. Failure is a result."""
+    target = offline(load_device(name))
+    data, plain = float_model(recipe, store)
+    try:
+        int8 = store.stage(f"quantize@{name}", quantize, recipe.quantize, target.scheme, plain, data)
+        engine = store.stage(f"compile-int8@{name}", target.compile, target.profile, target.facts, int8)
+    except EdgeError as error:
+        return CompiledFor.failed(name, str(error)), None
+    return CompiledFor.from_engine(engine.path), engine
+
+
+# The names that `--until` takes, in the order of the page.
+STAGES = (
+    "data", "teacher", "train", "export", "quantize", "float", "compile-float", "compile-int8", "score-reference",
+    "score-float", "score-int8", "speed",
+)  # fmt: skip

@@ -1,0 +1,175 @@
+"""`ranges: auto`: every tensor gets the range of least error, measured behind its consumers on calibration images.
+
+For every candidate range of a tensor x the error QDQ(x) - x goes through the layers that read x (without bias; they are
+linear, so this is exactly the error at their outputs) and is compared with the output's own power. A last look compares
+the whole model, with the ranges so chosen and with each method alone, by the SQNR of its outputs, and keeps the best.
+Both look at the same few calibration images, chosen by content; sums are exact (math.fsum), so order does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgecnn.device import Scheme
+from edgecnn.progress import track
+from edgecnn.quantize.calibrate import Calibration, Feeder
+from edgecnn.quantize.canonical import add_initializer
+from edgecnn.quantize.histogram import merged
+from edgecnn.quantize.placement import LAYERS, Activation, Edge, Placement
+from edgecnn.quantize.ranges import METHODS, Grid, Method, activation_grid, activation_type, choose
+from edgecnn.quantize.rewrite import Grids, rewrite
+from edgecnn.quantize.sessions import expose, open_session, run
+
+IMAGES = 32
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Range of each scale group, and which method it came from."""
+
+    ranges: dict[int, Range]
+    methods: dict[int, str]
+
+    def grids(self, placement: Placement, scheme: Scheme) -> Grids:
+        """Scale and zero-point by tensor."""
+        return {
+            activation.tensor: activation_grid(*self.ranges[activation.group], scheme)
+            for activation in placement.activations
+        }
+
+
+def by_method(method: Method, placement: Placement, calibration: Calibration, scheme: Scheme) -> Chosen:
+    """Every tensor by one method; a group by the sum of its histograms."""
+    ranges = {}
+    for group, members in placement.groups().items():
+        histogram = merged([calibration.histograms[member.tensor] for member in members])
+        ranges[group] = choose(method, histogram, scheme)
+    return Chosen(ranges, dict.fromkeys(ranges, method))
+
+
+def automatic(feeder: Feeder, placement: Placement, calibration: Calibration, scheme: Scheme) -> Chosen:
+    """Choose per tensor by measured error, then keep the best whole."""
+    candidates = {method: by_method(method, placement, calibration, scheme) for method in METHODS}
+    sample = feeder.sample(IMAGES)
+    errors = _measured(feeder, sample, placement, [candidates[method] for method in METHODS], scheme)
+    ranges: dict[int, Range] = {}
+    methods: dict[int, str] = {}
+    for group in candidates["minmax"].ranges:
+        best = int(np.argmin([errors[group, number] for number in range(len(METHODS))]))
+        ranges[group] = candidates[METHODS[best]].ranges[group]
+        methods[group] = METHODS[best]
+    mixed = Chosen(ranges, methods)
+    whole = [mixed, *candidates.values()]
+    quality = output_sqnr(feeder, sample, placement, [chosen.grids(placement, scheme) for chosen in whole], scheme)
+    return whole[int(np.argmax(quality))]
+
+
+def output_sqnr(
+    feeder: Feeder, sample: list[int], placement: Placement, grids: list[Grids], scheme: Scheme
+) -> list[float]:
+    """SQNR in dB of the float-simulated outputs for several sets of scales, over the sampled images."""
+    reference = open_session(feeder.model, simulate=True)
+    feeds = list(feeder.feeds(sample))
+    exact = [run(reference, feed) for feed in feeds]
+    found = []
+    for number, each in enumerate(grids):
+        session = open_session(rewrite(feeder.model, placement, each, scheme), simulate=True)
+        signal, noise = [], []
+        for feed, want in zip(track(feeds, f"compare {number + 1}/{len(grids)}"), exact, strict=True):
+            for a, b in zip(want, run(session, feed), strict=True):
+                signal.append(float(np.square(a.astype(np.float64)).sum()))
+                noise.append(float(np.square(a.astype(np.float64) - b).sum()))
+        found.append(decibel(math.fsum(signal), math.fsum(noise)))
+    return found
+
+
+def decibel(signal: float, noise: float) -> float:
+    """10 log10(signal / noise); 200 where there is no noise, 0 where there is no signal."""
+    if noise <= 0.0:
+        return 200.0
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else 0.0
+
+
+def _measured(
+    feeder: Feeder, sample: list[int], placement: Placement, candidates: list[Chosen], scheme: Scheme
+) -> dict[tuple[int, int], float]:
+    """Relative error behind the consumers, by (group, candidate)."""
+    model = ir.serde.deserialize_model(ir.serde.serialize_model(feeder.model))
+    probes = _Probes(model, scheme)
+    for activation in placement.activations:
+        for number, chosen in enumerate(candidates):
+            grid = activation_grid(*chosen.ranges[activation.group], scheme)
+            probes.add(activation, grid, (activation.group, number))
+    session = open_session(expose(model, probes.outputs))
+    sums: dict[str, list[float]] = {name: [] for name in probes.outputs}
+    for feed in track(feeder.feeds(sample), "ranges", math.ceil(len(sample) / feeder.batch)):
+        for name, value in zip(probes.outputs, run(session, feed), strict=True):
+            sums[name].append(float(value))
+    totals = {name: math.fsum(values) for name, values in sums.items()}
+    errors: dict[tuple[int, int], float] = {}
+    for noise, power, key in probes.terms:
+        errors[key] = errors.get(key, 0.0) + totals[noise] / max(totals[power], 1e-30)
+    return errors
+
+
+class _Probes:
+    """Error measurements added to a copy of the float graph; each is a scalar output."""
+
+    def __init__(self, model: ir.Model, scheme: Scheme) -> None:
+        self.graph = model.graph
+        self.nodes = {node.name or "": node for node in model.graph}
+        self.kind = activation_type(scheme)
+        self.outputs: list[str] = []
+        self.terms: list[tuple[str, str, tuple[int, int]]] = []
+        self.values = {value.name: value for node in model.graph for value in (*node.inputs, *node.outputs) if value}
+        self.known: dict[tuple[str, str, float, int], str] = {}
+        self.powers: dict[str, str] = {}
+
+    def add(self, activation: Activation, grid: Grid, key: tuple[int, int]) -> None:
+        """Measure one grid for one tensor behind its layers and Adds; behind other readers, at the tensor itself."""
+        value = self.values[activation.tensor]
+        readers = [self.nodes[edge.node] for edge in activation.edges if edge.index == 0 or self._adds(edge)]
+        judged = [node for node in readers if node.op_type in LAYERS or node.op_type == "Add"]
+        for reader in dict.fromkeys(judged) or [None]:
+            behind = reader.name or "" if reader is not None and reader.op_type in LAYERS else ""
+            same = (activation.tensor, behind, grid.scale, grid.zero_point)
+            if same not in self.known:
+                error = self._error(value, grid)
+                if behind and reader is not None:
+                    layer = ir.node(reader.op_type, [error, reader.inputs[1]], dict(reader.attributes))
+                    self.graph.append(layer)
+                    error = layer.outputs[0]
+                self.known[same] = self._power(error)
+            self.terms.append((self.known[same], self._signal(value if reader is None else reader.outputs[0]), key))
+
+    def _adds(self, edge: Edge) -> bool:
+        return self.nodes[edge.node].op_type == "Add"
+
+    def _error(self, value: ir.Value, grid: Grid) -> ir.Value:
+        scale = add_initializer(self.graph, "probe_scale", np.asarray(grid.scale, np.float32))
+        zero = add_initializer(self.graph, "probe_zero", np.asarray(grid.zero_point, self.kind))
+        quantize = ir.node("QuantizeLinear", [value, scale, zero])
+        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero])
+        minus = ir.node("Sub", [dequantize.outputs[0], value])
+        self.graph.extend([quantize, dequantize, minus])
+        return minus.outputs[0]
+
+    def _power(self, value: ir.Value) -> str:
+        node = ir.node("ReduceSumSquare", [value], {"keepdims": 0})
+        name = f"edgecnn.probe.{len(self.outputs)}"
+        node.outputs[0].name = name
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        self.graph.append(node)
+        self.outputs.append(name)
+        return name
+
+    def _signal(self, value: ir.Value) -> str:
+        name = value.name or ""
+        if name not in self.powers:
+            self.powers[name] = self._power(value)
+        return self.powers[name]

@@ -1,0 +1,142 @@
+"""Streaming calibration: the images go through the float graph once, only counts stay.
+
+Every image runs alone (or in the batch that the graph demands), whatever the caller's batching, so a tensor's values do
+not depend on its neighbours; the counts are integers. Hence the result is the same, bit for bit, for every order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from edgecnn.errors import EdgeError
+from edgecnn.io_contract import IoContract
+from edgecnn.progress import track
+from edgecnn.quantize.histogram import Histogram
+from edgecnn.quantize.sessions import Feeds, expose, open_session, run
+
+_READ = 8  # images read at a time
+
+
+class ImageSource(Protocol):
+    """Calibration images: uint8 NHWC."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def batch(self, start: int, stop: int) -> np.ndarray:
+        """Images start..stop, uint8 (N, H, W, C)."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Histograms by tensor name; `digest` is of the set of images, whatever their order."""
+
+    histograms: dict[str, Histogram]
+    images: int
+    digest: str
+    batch: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """Turns calibration images into the model's feeds, one inference at a time."""
+
+    model: ir.Model
+    contract: IoContract
+    images: ImageSource
+    count: int
+
+    def __post_init__(self) -> None:
+        inputs = [value.name for value in self.model.graph.inputs]
+        if inputs != [self.contract.input.name]:
+            raise EdgeError(
+                f"the graph's inputs are {', '.join(f'`{name}`' for name in inputs)}, "
+                f"but calibration feeds only `{self.contract.input.name}`",
+                "export the model with one image input",
+            )
+
+    @property
+    def batch(self) -> int:
+        """Images per inference: 1, or what a static graph demands."""
+        shape = self.model.graph.inputs[0].shape
+        first = shape[0] if shape is not None and len(shape) else 1
+        return int(first) if isinstance(first, int) else 1
+
+    def feeds(self, chosen: list[int] | None = None) -> Iterator[Feeds]:
+        """Feeds of all images in order, or of the chosen ones; a static batch is filled up with its last image."""
+        if chosen is not None:
+            for number in range(0, len(chosen), self.batch):
+                parts = [self.images.batch(i, i + 1) for i in chosen[number : number + self.batch]]
+                yield self._feed(np.concatenate(parts))
+            return
+        for start in range(0, self.count, self.batch):
+            yield self._feed(self.images.batch(start, min(start + self.batch, self.count)))
+
+    def _feed(self, images: np.ndarray) -> Feeds:
+        _check_images(images, self.contract)
+        if len(images) < self.batch:
+            images = np.concatenate([images, np.repeat(images[-1:], self.batch - len(images), axis=0)])
+        return self.contract.feed(images)
+
+    def digests(self) -> list[str]:
+        """SHA-256 of each image's pixels."""
+        found = []
+        for start in range(0, self.count, _READ):
+            for image in self.images.batch(start, min(start + _READ, self.count)):
+                found.append(hashlib.sha256(image.tobytes()).hexdigest())
+        return found
+
+    def sample(self, most: int) -> list[int]:
+        """Indices of up to `most` images, chosen by their content so that the order of the set does not matter."""
+        digests = self.digests()
+        return sorted(range(self.count), key=lambda index: digests[index])[:most]
+
+
+def _check_images(images: np.ndarray, contract: IoContract) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise EdgeError(
+            f"calibration images are {images.dtype} with {images.ndim} dimensions; uint8 (N, H, W, C) is needed", ""
+        )
+    height, width = contract.input.size
+    if images.shape[1:] != (height, width, contract.input.channels):
+        raise EdgeError(
+            f"calibration images are {images.shape[1]}x{images.shape[2]} with {images.shape[3]} channels; "
+            f"the model takes {height}x{width} with {contract.input.channels}",
+            "resize them, or tell the model's input size",
+        )
+
+
+def calibrate(feeder: Feeder, tensors: list[str]) -> Calibration:
+    """Count the values of `tensors` over all images.
+
+    Memory: one inference and 64 KiB per tensor, however many images.
+
+    Raises:
+        EdgeError: a tensor takes a NaN or an infinite value.
+    """
+    start = time.monotonic()
+    histograms = {name: Histogram() for name in tensors}
+    session = open_session(expose(feeder.model, tensors))
+    total = math.ceil(feeder.count / feeder.batch)
+    for number, feeds in enumerate(track(feeder.feeds(), "calibrate", total)):
+        last = min(feeder.batch, feeder.count - number * feeder.batch)
+        for name, values in zip(tensors, run(session, feeds), strict=True):
+            real = values[:last] if last < feeder.batch and values.shape[:1] == (feeder.batch,) else values
+            try:
+                histograms[name].add(real)
+            except ValueError as error:
+                raise EdgeError(
+                    f"tensor `{name}` takes a value that is {error} on calibration image {number * feeder.batch}",
+                    "the float model itself overflows there: check its weights and its input's normalization",
+                ) from error
+    digest = hashlib.sha256("".join(sorted(feeder.digests())).encode()).hexdigest()
+    return Calibration(histograms, feeder.count, digest, feeder.batch, time.monotonic() - start)

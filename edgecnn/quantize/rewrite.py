@@ -1,0 +1,169 @@
+"""Insert Q/DQ where placement says, with the scales that ranges chose; checked and byte-deterministic.
+
+Weights are stored as INT8 with a DequantizeLinear: a quarter of the bytes, and both TensorRT's parsers and onnxruntime
+read it. Biases stay float for TensorRT, which refuses quantized ones; onnxruntime's fusion needs them as INT32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edgecnn.device import Scheme
+from edgecnn.errors import EdgeError
+from edgecnn.quantize.canonical import add_initializer, constant, opset
+from edgecnn.quantize.placement import Activation, Placement, Weight
+from edgecnn.quantize.ranges import Grid, activation_type
+from edgecnn.quantize.weights import IntegerWeight, integer_bias, integer_weight
+
+METADATA_KEY = "edgecnn.quantize"
+Grids = dict[str, Grid]
+
+
+def rewrite(
+    model: ir.Model, placement: Placement, grids: Grids, scheme: Scheme, *, scales_as_inputs: bool = False
+) -> ir.Model:
+    """A new model with Q/DQ; `model` is left as it is.
+
+    Args:
+        grids: scale and zero-point by tensor name, for every activation of the placement.
+        scales_as_inputs: activation scales become graph inputs named `<tensor>_scale` (float32 scalars), so that one
+            session can try many; for choosing ranges only.
+    """
+    copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
+    graph = copy.graph
+    nodes = {node.name: node for node in graph}
+    for activation in placement.activations:
+        _insert(graph, activation, nodes, grids[activation.tensor], scheme, scales_as_inputs)
+    originals: dict[tuple[str, int], tuple[ir.Value, IntegerWeight]] = {}
+    for weight in placement.weights:
+        _insert_weight(graph, weight, nodes, grids, scheme, originals, placement)
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+    return copy
+
+
+def _insert(
+    graph: ir.Graph, activation: Activation, nodes: dict[str | None, ir.Node], grid: Grid, scheme: Scheme,
+    as_input: bool,
+) -> None:  # fmt: skip
+    value = next(v for v in _values(graph, activation, nodes) if v.name == activation.tensor)
+    kind = activation_type(scheme)
+    name = activation.tensor
+    if as_input:
+        scale = ir.Value(name=f"{name}_scale", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.FLOAT))
+        graph.inputs.append(scale)
+    else:
+        scale = add_initializer(graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
+    zero = add_initializer(graph, f"{name}_zero_point", np.asarray(grid.zero_point, kind))
+    quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}_QuantizeLinear")
+    dequantize = ir.node(
+        "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}_DequantizeLinear"
+    )  # fmt: skip
+    quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}_quantized", f"{name}_dequantized"
+    quantize.outputs[0].shape = dequantize.outputs[0].shape = value.shape
+    quantize.outputs[0].type = ir.TensorType(ir.DataType.INT8 if kind is np.int8 else ir.DataType.UINT8)
+    dequantize.outputs[0].type = value.type
+    producer = value.producer()
+    if producer is None:
+        first = next(iter(graph))
+        graph.insert_before(first, [quantize, dequantize])
+    else:
+        graph.insert_after(producer, [quantize, dequantize])
+    for edge in activation.edges:
+        nodes[edge.node].replace_input_with(edge.index, dequantize.outputs[0])
+    if value.is_graph_output() and not activation.edges:
+        _as_output(graph, value, dequantize.outputs[0])
+
+
+def _values(graph: ir.Graph, activation: Activation, nodes: dict[str | None, ir.Node]) -> list[ir.Value]:
+    if activation.edges:
+        edge = activation.edges[0]
+        return [nodes[edge.node].inputs[edge.index]]
+    return list(graph.outputs)
+
+
+def _as_output(graph: ir.Graph, inner: ir.Value, outer: ir.Value) -> None:
+    """The graph's output keeps its name but reads the dequantized value."""
+    name = inner.name
+    position = next(index for index, value in enumerate(graph.outputs) if value is inner)
+    inner.name = f"{name}_float"
+    outer.name = name
+    graph.outputs[position] = outer
+
+
+def _insert_weight(
+    graph: ir.Graph, weight: Weight, nodes: dict[str | None, ir.Node], grids: Grids, scheme: Scheme,
+    made: dict[tuple[str, int], tuple[ir.Value, IntegerWeight]], placement: Placement,
+) -> None:  # fmt: skip
+    node = nodes[weight.node]
+    array = constant(node.inputs[weight.index])
+    assert array is not None
+    bias = constant(node.inputs[weight.bias]) if weight.bias is not None else None
+    input_scale = grids[_input_of(weight, placement)].scale
+    key = (weight.tensor, weight.axis)
+    if key not in made or scheme.bias == "int32":
+        integer = integer_weight(weight.tensor, array, weight.axis, scheme, bias, input_scale)
+        values = add_initializer(graph, f"{weight.tensor}_quantized", integer.values)
+        scales = add_initializer(graph, f"{weight.tensor}_scale", integer.scales)
+        zeros = add_initializer(graph, f"{weight.tensor}_zero_point", np.zeros(integer.scales.shape, np.int8))
+        output = _dequantized(graph, node, [values, scales, zeros], weight.axis)
+        output.shape = ir.Shape(array.shape)
+        made[key] = output, integer
+    output, integer = made[key]
+    node.replace_input_with(weight.index, output)
+    if scheme.bias == "int32" and bias is not None and weight.bias is not None:
+        name = node.inputs[weight.bias].name
+        steps, scales_of_bias = integer_bias(bias, input_scale, integer.scales)
+        parts = [
+            add_initializer(graph, f"{name}_quantized", steps),
+            add_initializer(graph, f"{name}_scale", scales_of_bias),
+            add_initializer(graph, f"{name}_zero_point", np.zeros(scales_of_bias.shape, np.int32)),
+        ]
+        node.replace_input_with(weight.bias, _dequantized(graph, node, parts, 0))
+
+
+def _input_of(weight: Weight, placement: Placement) -> str:
+    for activation in placement.activations:
+        if any(edge.node == weight.node and edge.index == 0 for edge in activation.edges):
+            return activation.tensor
+    raise AssertionError(f"placement gives {weight.node} an INT8 weight but no INT8 input")
+
+
+def _dequantized(graph: ir.Graph, before: ir.Node, parts: list[ir.Value], axis: int) -> ir.Value:
+    node = ir.node("DequantizeLinear", parts, {"axis": axis}, name=f"{parts[0].name}_DequantizeLinear")
+    node.outputs[0].name = f"{parts[0].name}_dequantized"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def serialized(model: ir.Model, metadata: str | None = None) -> bytes:
+    """The model as bytes: IR version lowered to what its opset needs, metadata set, checked, shapes inferred strictly.
+
+    Raises:
+        EdgeError: onnx refuses the graph (a fault of the rewrite or of the model; the node is in the message).
+    """
+    if metadata is not None:
+        model.metadata_props[METADATA_KEY] = metadata
+    proto = ir.serde.serialize_model(model)
+    if opset(model) <= 19:
+        proto.ir_version = min(proto.ir_version, 9)  # what TensorRT 10.3 reads; opset 19 needs no more
+    proto.producer_name, proto.producer_version, proto.doc_string = "edgecnn", "", ""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    metadata_props = sorted((prop.key, prop.value) for prop in proto.metadata_props)
+    del proto.metadata_props[:]
+    for key, text in metadata_props:
+        proto.metadata_props.add(key=key, value=text)
+    try:
+        onnx.checker.check_model(proto)
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        hint = "keep that node float: `quantize.keep_float`"
+        raise EdgeError(f"onnx refuses the quantized graph: {lines[0] if lines else error}", hint) from error
+    return bytes(inferred.SerializeToString(deterministic=True))

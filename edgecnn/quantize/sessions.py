@@ -1,0 +1,108 @@
+"""onnxruntime sessions of this room: calibration, simulation, and what a graph's tensors look like when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from edgecnn.errors import EdgeError
+
+Feeds = dict[str, np.ndarray]
+
+
+def open_session(model: ir.Model | onnx.ModelProto | Path, *, simulate: bool = False) -> onnxruntime.InferenceSession:
+    """A CPU session.
+
+    Args:
+        model: a graph or a file.
+        simulate: no graph optimizations, so that Q/DQ is evaluated in float as it stands: the *float simulation* that
+            stands for TensorRT. False: every optimization, including the CPU's own INT8 kernels.
+
+    The memory arena is off: it keeps the largest activations of a run, and would make memory depend on history.
+    Spinning is off: waiting threads would take the cores from numpy, which counts the histograms meanwhile.
+    """
+    options = onnxruntime.SessionOptions()
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_DISABLE_ALL if simulate else level.ORT_ENABLE_ALL
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if isinstance(model, Path):
+        source: Any = str(model)
+    else:
+        source = (ir.serde.serialize_model(model) if isinstance(model, ir.Model) else model).SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own kinds
+        first = str(error).split("\n")[0]
+        raise EdgeError(f"onnxruntime cannot load the graph: {first}", "check the file with `onnx.checker`") from error
+
+
+def expose(model: ir.Model, names: list[str]) -> onnx.ModelProto:
+    """The model as a protobuf whose only outputs are the tensors `names`, in that order."""
+    proto = ir.serde.serialize_model(model)
+    known = {value.name: value for value in (*proto.graph.value_info, *proto.graph.output, *proto.graph.input)}
+    del proto.graph.output[:]
+    for name in names:
+        if name in known:
+            proto.graph.output.append(known[name])
+        else:
+            proto.graph.output.add(name=name)
+    return proto
+
+
+def run(session: onnxruntime.InferenceSession, feeds: Feeds, outputs: list[str] | None = None) -> list[np.ndarray]:
+    """Run once; onnxruntime's refusal of an input becomes an EdgeError."""
+    try:
+        return session.run(outputs, feeds)
+    except Exception as error:
+        first = str(error).split("\n")[0]
+        raise EdgeError(
+            f"onnxruntime cannot run the graph: {first}", "do size, layout and channels of the images fit the model?"
+        ) from error
+
+
+def observe(model: ir.Model, feeds: list[Feeds]) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:
+    """Run the graph and return (shape, largest magnitude) of its tensors, by name.
+
+    Only shapes and extremes leave the run, never the tensors, so memory stays that of one inference. Shapes are those
+    of the first feed; the magnitude is over all of them and is given for floating tensors.
+    """
+    proto = ir.serde.serialize_model(model)
+    float_types = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+    names, floats = [], []
+    for node in model.graph:
+        for value in node.outputs:
+            if (value.name and value.uses()) or value.is_graph_output():
+                names.append(value.name)
+                if value.dtype in float_types:
+                    floats.append(value.name)
+    names += [value.name for value in model.graph.inputs]
+    del proto.graph.output[:]
+    shape_of = {name: f"edgecnn.shape.{number}" for number, name in enumerate(names)}
+    bound_of = {name: f"edgecnn.bound.{number}" for number, name in enumerate(floats)}
+    for name, output in shape_of.items():
+        proto.graph.node.append(onnx.helper.make_node("Shape", [name], [output]))
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.INT64, None))
+    for name, output in bound_of.items():
+        # Abs would copy the tensor; two reductions do not.
+        for op in ("ReduceMax", "ReduceMin"):
+            proto.graph.node.append(onnx.helper.make_node(op, [name], [f"{output}.{op}"], keepdims=0))
+            proto.graph.output.add(name=f"{output}.{op}")
+    session = open_session(proto, simulate=True)
+    shapes: dict[str, tuple[int, ...]] = {}
+    bounds: dict[str, float] = dict.fromkeys(floats, 0.0)
+    for number, feed in enumerate(feeds):
+        got = run(session, feed)
+        if number == 0:
+            shapes = {name: tuple(int(n) for n in shape) for name, shape in zip(names, got, strict=False)}
+        for index, name in enumerate(floats):
+            high, low = got[len(names) + 2 * index : len(names) + 2 * index + 2]
+            bounds[name] = max(bounds[name], abs(float(high)), abs(float(low)))
+    return shapes, bounds

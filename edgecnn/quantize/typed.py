@@ -1,0 +1,151 @@
+"""FP16 islands: the graph for TensorRT's strongly typed networks, where precision is what the graph says.
+
+Everything float becomes FP16, Q/DQ scales included (QuantizeLinear takes FP16 from opset 19 on), inputs and outputs
+keep their types. What FP16 cannot hold stays FP32 between casts: nodes with a weight or a calibrated value beyond
+65504, shape arithmetic, and nodes with subgraphs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgecnn.errors import EdgeError
+from edgecnn.quantize.canonical import TYPED_OPSET, constant, opset
+
+LARGEST_HALF = 65504.0
+_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+# Inputs that ONNX defines as float32 whatever the data's type.
+_FLOAT_ONLY = {("Resize", 2), ("Upsample", 1)}
+_SHAPE_INPUTS = {
+    ("Reshape", 1), ("Expand", 1), ("Resize", 2), ("Resize", 3), ("Slice", 1), ("Slice", 2), ("Slice", 3), ("Slice", 4),
+    ("Pad", 1), ("Tile", 1), ("ConstantOfShape", 0), ("Range", 0), ("Range", 1), ("Range", 2), ("Unsqueeze", 1),
+    ("Squeeze", 1), ("ReduceMean", 1), ("Split", 1),
+}  # fmt: skip
+
+
+def typed(model: ir.Model, bounds: dict[str, float]) -> tuple[ir.Model, list[str]]:
+    """The model with FP16 islands, and what stayed FP32 as `node: why`.
+
+    Args:
+        model: canonical float graph, with or without Q/DQ; not changed.
+        bounds: largest magnitude seen of each tensor (calibration), by name.
+
+    Raises:
+        EdgeError: the opset is below 19.
+    """
+    if opset(model) < TYPED_OPSET:
+        raise EdgeError(
+            f"FP16 scales need opset {TYPED_OPSET}; the graph has {opset(model)} and onnx cannot raise it",
+            f"export the model again with opset {TYPED_OPSET}",
+        )
+    copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
+    graph = copy.graph
+    wide = _wide_nodes(graph, bounds)
+    halves: dict[str, ir.Value] = {}
+    casts: dict[tuple[int, ir.DataType], ir.Value] = {}
+    for node in list(graph):
+        target = _FLOAT if node.name in wide else _HALF
+        if node.op_type == "Cast" and target is _HALF and node.attributes["to"].value == int(_FLOAT):
+            node.attributes["to"] = ir.AttrInt64("to", int(_HALF))
+            node.outputs[0].type = ir.TensorType(_HALF)
+            continue
+        if node.op_type == "Cast":
+            continue
+        if target is _HALF and _has_float_attribute(node):
+            target = _FLOAT
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype not in (_FLOAT, _HALF) or (node.op_type, index) in _FLOAT_ONLY:
+                continue
+            if value.dtype != target:
+                node.replace_input_with(index, _converted(graph, node, value, target, halves, casts))
+        for output in node.outputs:
+            if output.dtype == _FLOAT and target is _HALF:
+                output.type = ir.TensorType(_HALF)
+    _outputs(graph)
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+    return copy, [f"{name}: {why}" for name, why in wide.items() if why]
+
+
+def _wide_nodes(graph: ir.Graph, bounds: dict[str, float]) -> dict[str, str]:
+    """Nodes that stay FP32, by name, with why ('' for shape arithmetic, which is no island)."""
+    wide: dict[str, str] = {}
+    for node in graph:
+        kinds = {attribute.type for attribute in node.attributes.values()}
+        if kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
+            wide[node.name or ""] = "holds a subgraph"
+            continue
+        for value in (*node.inputs, *node.outputs):
+            if value is None or value.dtype != _FLOAT:
+                continue
+            array = constant(value)
+            seen = float(np.abs(array).max()) if array is not None and array.size else bounds.get(value.name or "", 0.0)
+            if seen > LARGEST_HALF and not np.isinf(seen):
+                wide[node.name or ""] = f"`{value.name}` reaches {seen:.3g}, beyond FP16's {LARGEST_HALF:g}"
+    waiting = [node.inputs[index] for node in graph for index in range(len(node.inputs))
+               if (node.op_type, index) in _SHAPE_INPUTS]  # fmt: skip
+    while waiting:
+        value = waiting.pop()
+        producer = value.producer() if value is not None else None
+        if producer is not None and producer.name not in wide and producer.op_type != "Shape":
+            wide[producer.name or ""] = ""
+            waiting.extend(producer.inputs)
+    return wide
+
+
+def _has_float_attribute(node: ir.Node) -> bool:
+    """Ops whose output type an attribute fixes as float32."""
+    dtype = node.attributes.get("dtype")
+    value = node.attributes.get("value")
+    if dtype is not None and dtype.value == int(_FLOAT):
+        return True
+    return node.op_type == "ConstantOfShape" and (value is None or value.value.dtype == _FLOAT)
+
+
+def _converted(
+    graph: ir.Graph, node: ir.Node, value: ir.Value, target: ir.DataType, halves: dict[str, ir.Value],
+    casts: dict[tuple[int, ir.DataType], ir.Value],
+) -> ir.Value:  # fmt: skip
+    array = constant(value)
+    if array is not None and target is _HALF and value.name is not None:
+        if value.name not in halves:
+            name = value.name
+            half = ir.tensor(_as_half(array), name=f"{name}.fp16")
+            made = ir.Value(name=half.name, shape=half.shape, type=ir.TensorType(_HALF), const_value=half)
+            graph.register_initializer(made)
+            halves[name] = made
+        return halves[value.name]
+    key = (id(value), target)
+    if key not in casts:
+        text = "fp16" if target is _HALF else "fp32"
+        cast = ir.node("Cast", [value], {"to": int(target)}, name=f"{value.name}.to_{text}")
+        cast.outputs[0].name = f"{value.name}.{text}"
+        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(target), value.shape
+        producer = value.producer()
+        if producer is None:
+            graph.insert_before(next(iter(graph)), cast)
+        else:
+            graph.insert_after(producer, cast)
+        casts[key] = cast.outputs[0]
+    return casts[key]
+
+
+def _as_half(array: np.ndarray) -> np.ndarray:
+    """FP16, infinities only where they were (a Clip without a bound)."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return np.where(np.isfinite(array), np.clip(half, -LARGEST_HALF, LARGEST_HALF), half).astype(np.float16)
+
+
+def _outputs(graph: ir.Graph) -> None:
+    """Outputs keep name and float32."""
+    for position, value in enumerate(list(graph.outputs)):
+        if value.dtype != _HALF:
+            continue
+        name = value.name
+        value.name = f"{name}.fp16"
+        cast = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=f"{name}.to_fp32")
+        cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = name, value.shape, ir.TensorType(_FLOAT)
+        graph.append(cast)
+        graph.outputs[position] = cast.outputs[0]

@@ -1,0 +1,294 @@
+"""The report: what was promised, what was measured, under which conditions. One schema, five ways to show it.
+
+report.json   this schema, versioned      report.md    for pull requests
+junit.xml     each check a test case      report.html  one self-contained page with plots
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ValidationError, computed_field, model_validator
+
+from edgecnn.errors import EdgeError
+from edgecnn.spec import Spec
+
+if TYPE_CHECKING:
+    from edgecnn.report.evidence import Evidence
+
+SCHEMA_VERSION: Literal[1] = 1
+State = Literal["pass", "fail", "not-enough-evidence", "incomplete", "not-comparable"]
+Unit = Literal["%", "points", "ms", "x", "MB", "dB", "images/s", "images", "pairs", "layers", "p", ""]
+Group = Literal["accuracy", "latency", "quantization", "size"]
+# The verdict is the first of these that any check has.
+GRAVITY: tuple[State, ...] = ("fail", "incomplete", "not-comparable", "not-enough-evidence", "pass")
+
+
+class Check(Spec):
+    """One promise and whether it was kept. Bounds are one-sided 95 %; None where the check has none."""
+
+    name: str  # the budget's name in the recipe, or `engine`, `max_regression`, `latency`
+    state: State
+    measured: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    limit: float | None = None
+    unit: Unit = ""
+    detail: str
+
+
+class Figure(Spec):
+    """One number with its unit, its bounds where it has them, and the conditions it holds under."""
+
+    name: str  # stable, for programs
+    title: str  # for people
+    group: Group
+    value: float | None  # None: not measured, `conditions` says why
+    lower: float | None = None
+    upper: float | None = None
+    unit: Unit
+    conditions: str
+
+
+class ClassAccuracy(Spec):
+    """Accuracy of one class in percent; `float_accuracy` is the reference's."""
+
+    name: str
+    images: int
+    float_accuracy: float
+    int8_accuracy: float
+
+
+class LayerError(Spec):
+    """One layer's quantization error on the calibration images; None: it stays float or has no output of its own."""
+
+    name: str
+    op: str
+    macs: int
+    int8: bool
+    why_float: str | None
+    sqnr_db: float | None
+
+
+class Distribution(Spec):
+    """Histogram of two interleaved timings over common edges in milliseconds; the last bin holds all slower runs."""
+
+    edges_ms: tuple[float, ...]
+    first_name: str
+    first_counts: tuple[int, ...]
+    first_p50_ms: float
+    second_name: str
+    second_counts: tuple[int, ...]
+    second_p50_ms: float
+
+
+class CompiledCheck(Spec):
+    """One check of an engine that was compiled or parsed, such as the parser of TensorRT for RTX."""
+
+    name: str
+    passed: bool | None  # None: not done here, `detail` says why
+    detail: str = ""
+
+
+class CompiledFor(Spec):
+    """A further device (`compile_for`): its engine was built or its graph checked; no verdict, no speed."""
+
+    device: str
+    built: bool
+    note: str
+    checks: tuple[CompiledCheck, ...] = ()
+    passed: bool
+
+    @classmethod
+    def failed(cls, device: str, why: str) -> CompiledFor:
+        """The device whose engine could not be made."""
+        return cls(device=device, built=False, note=why, passed=False)
+
+    @classmethod
+    def from_engine(cls, folder: Path) -> CompiledFor:
+        """From the `engine.json` of a compile stage."""
+        from edgecnn.report.evidence import EngineFile, parsed
+
+        engine = parsed(EngineFile, folder / "engine.json")
+        results = [check.passed for check in engine.checks]
+        # Nothing checked and nothing built is no success: the program that could is not installed.
+        passed = False not in results and (engine.built or True in results)
+        return cls(device=engine.device, built=engine.built, note=engine.note, checks=engine.checks, passed=passed)
+
+
+class Conditions(Spec):
+    """What every figure of the report shares."""
+
+    images: int  # scored
+    hardware: str
+    backend: str  # with its version
+    driver: str = ""
+    power_mode: str = ""
+    simulated: bool  # INT8 accuracy by float simulation of the graph, not by the engine
+    scoring: str  # how INT8 was scored
+    reference: str  # what the drop is measured against
+    calibration_images: int = 0
+    calibration_digest: str = ""
+    ranges: str = ""
+    scheme: str = ""
+    latency: str = ""  # how it was timed, or why not
+
+
+class Report(Spec):
+    """A verdict with everything it rests on."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["build", "check"] = "build"  # check: against a stored baseline
+    recipe: str
+    run: str = ""
+    device: str
+    when: str  # ISO 8601, UTC
+    edgecnn: str
+    metric: str
+    data_digest: str  # of the scored images and labels
+    conditions: Conditions
+    checks: tuple[Check, ...]
+    figures: tuple[Figure, ...] = ()
+    classes: tuple[ClassAccuracy, ...] = ()
+    layers: tuple[LayerError, ...] = ()
+    distribution: Distribution | None = None
+    compiled_for: tuple[CompiledFor, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derived(cls, content: object) -> object:
+        if isinstance(content, dict):  # `verdict` is written for readers of the JSON, never read back
+            return {name: value for name, value in content.items() if name != "verdict"}
+        return content
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's way to put a property into the JSON
+    @property
+    def verdict(self) -> State:
+        """The gravest state of any check; a failed `compile_for` device leaves a passing build incomplete."""
+        states = {check.state for check in self.checks}
+        if any(not compiled.passed for compiled in self.compiled_for):
+            states.add("incomplete")
+        return next((state for state in GRAVITY if state in states), "pass")
+
+    def exit_code(self, strict: bool = False) -> int:
+        """0 pass, 1 a budget failed or a regression, 3 anything undecided (1 when `strict`)."""
+        match self.verdict:
+            case "pass":
+                return 0
+            case "fail":
+                return 1
+            case "not-enough-evidence" | "incomplete" | "not-comparable":
+                return 1 if strict else 3
+
+    def figure(self, name: str) -> Figure | None:
+        """A figure by its name, or None where this report has none of it."""
+        return next((figure for figure in self.figures if figure.name == name), None)
+
+    def with_compiled(self, compiled: Iterable[CompiledFor]) -> Report:
+        """The same report with the results of `compile_for`."""
+        return self.model_copy(update={"compiled_for": tuple(compiled)})
+
+
+def now() -> str:
+    """The present as reports write it: ISO 8601, UTC, whole seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def as_json(report: Report) -> str:
+    """The report as it is stored: the schema, and the verdict beside it."""
+    return report.model_dump_json(indent=1) + "\n"
+
+
+def parse_report(text: str | bytes, where: str) -> Report:
+    """The inverse of `as_json`; `where` names the file in the error.
+
+    Raises:
+        EdgeError: not a report, or one of a newer schema.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EdgeError(f"`{where}` is not JSON: {error}", "build the run again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise EdgeError(
+            f"`{where}` is not a report of schema {SCHEMA_VERSION} (its schema_version is {version!r})",
+            "use the edgecnn that wrote it, or build the run again",
+        )
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise EdgeError(f"`{where}` is not a valid report: {place}: {first['msg']}", "build the run again") from error
+
+
+def write_report(report: Report, folder: Path, *, evidence: Evidence | None = None, strict: bool = False) -> None:
+    """Write report.json, report.md, junit.xml and report.html into `folder`, each replaced atomically.
+
+    Args:
+        evidence: its per-image outcomes are written as outcomes.npz; a baseline needs them.
+        strict: undecided checks are failures in junit.xml.
+
+    Raises:
+        EdgeError: the folder can't be written.
+    """
+    from edgecnn.report.evidence import collect_outcomes, outcomes_bytes
+    from edgecnn.report.html import as_html
+    from edgecnn.report.junit import as_junit
+    from edgecnn.report.markdown import as_markdown
+
+    files = {
+        "report.md": as_markdown(report).encode(),
+        "junit.xml": as_junit(report, strict=strict).encode(),
+        "report.html": as_html(report).encode(),
+    }
+    if evidence is not None:
+        outcomes = collect_outcomes(evidence.reference.path, evidence.before.path, evidence.after.path)
+        files["outcomes.npz"] = outcomes_bytes(outcomes)
+    files["report.json"] = as_json(report).encode()  # last: whoever finds it finds the others
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file; a reader sees the old one or the new one.
+
+    Raises:
+        EdgeError: it can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.exists():
+            temporary.unlink()
+        raise EdgeError(
+            f"cannot write `{path}`: {error.strerror or error}", "choose a folder that can be written"
+        ) from error
+
+
+def read_report(folder: Path) -> Report:
+    """The report of a run folder.
+
+    Raises:
+        EdgeError: there is none, or it isn't valid.
+    """
+    path = folder / "report.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise EdgeError(f"cannot read `{path}`: {why}", "RUN is a folder left by `edgecnn build`") from error
+    return parse_report(text, str(path))

@@ -1,0 +1,171 @@
+"""The figures of a build's report, each with its unit and the conditions it holds under."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgecnn import stats
+from edgecnn.report import ClassAccuracy, Distribution, Figure, Group, Unit
+from edgecnn.report.evidence import Array, Measured, Scores, SpeedFile, finite
+from edgecnn.report.wording import metric_text, time_text
+
+BINS = 60
+
+
+def all_figures(measured: Measured, float_name: str) -> tuple[Figure, ...]:
+    """Every figure of a build. `float_name` is the precision INT8 is timed against: `FP16` or `FP32`."""
+    return (
+        *_accuracy(measured, float_name),
+        *_quantization(measured),
+        *_sizes(measured, float_name),
+        *_latency(measured, float_name),
+    )
+
+
+def discordant(first: Scores, second: Scores) -> tuple[int, int]:
+    """(b, c): images that only the first model gets right, and that only the second does."""
+    return int(np.sum(first.right & ~second.right)), int(np.sum(~first.right & second.right))
+
+
+def logits_sqnr_db(reference: Array, logits: Array) -> float | None:
+    """10·log10(signal power / error power) of logits (N, C), float64; None when they are equal."""
+    clean = reference.astype(np.float64)
+    error = float(np.sum((clean - logits.astype(np.float64)) ** 2))
+    return finite(10 * np.log10(float(np.sum(clean**2)) / error)) if error > 0 else None
+
+
+def class_accuracies(measured: Measured) -> tuple[ClassAccuracy, ...]:
+    """Accuracy of every class that has scored images, in percent, reference beside INT8."""
+    found = []
+    for number, name in enumerate(measured.classes):
+        of_class = measured.reference.label == number
+        if images := int(of_class.sum()):
+            plain, int8 = (100 * float(part.right[of_class].mean()) for part in (measured.reference, measured.after))
+            found.append(ClassAccuracy(name=name, images=images, float_accuracy=plain, int8_accuracy=int8))
+    return tuple(found)
+
+
+def distribution(first_ms: Array, second_ms: Array, first_name: str, second_name: str) -> Distribution | None:
+    """Histogram of two timings (pairs,) in ms over common edges; the slowest 1 % share the last bin."""
+    if not len(first_ms):
+        return None
+    both = np.concatenate([first_ms, second_ms])
+    low, high = float(both.min()), float(max(np.quantile(first_ms, 0.99), np.quantile(second_ms, 0.99)))
+    edges = np.linspace(low, max(high, low * 1.01), BINS + 1)
+    counts = [np.histogram(np.minimum(ms, edges[-1]), edges)[0].tolist() for ms in (first_ms, second_ms)]
+    return Distribution(
+        edges_ms=tuple(edges.tolist()), first_name=first_name, first_counts=counts[0],
+        first_p50_ms=float(np.median(first_ms)), second_name=second_name, second_counts=counts[1],
+        second_p50_ms=float(np.median(second_ms)),
+    )  # fmt: skip
+
+
+def timing_text(speed: SpeedFile) -> str:
+    """How the pairs were timed, or why they were not."""
+    if not speed.measured:
+        return f"not measured: {speed.why or 'no reason was recorded'}"
+    threads = f"{speed.threads} thread{'s' if speed.threads != 1 else ''}" if speed.threads else ""
+    parts = (
+        f"{speed.pairs:,} interleaved pairs in {speed.seconds:.0f} s", f"batch {speed.batch}", threads,
+        speed.hardware, speed.backend, speed.what, time_text(speed.when),
+    )  # fmt: skip
+    return " · ".join(part for part in parts if part)
+
+
+def _figure(
+    group: Group, name: str, title: str, value: float | None, unit: Unit, conditions: str,
+    bounds: tuple[float, float] | None = None,
+) -> Figure:  # fmt: skip
+    lower, upper = bounds or (None, None)
+    return Figure(
+        name=name, title=title, group=group, value=value, lower=lower, upper=upper, unit=unit, conditions=conditions
+    )
+
+
+def _accuracy(measured: Measured, float_name: str) -> Iterator[Figure]:
+    reference, before, after = measured.reference, measured.before, measured.after
+    n, metric = len(reference.label), metric_text(reference.file.metric)
+    coverage = f"INT8 coverage {100 * measured.quantize.coverage.macs:.1f} % of MACs"
+    for name, title, scores in (
+        ("reference_accuracy", f"{metric}, FP32 reference", reference),
+        ("float_accuracy", f"{metric}, {float_name} engine", before),
+        ("int8_accuracy", f"{metric}, INT8", after),
+    ):
+        right = int(scores.right.sum())
+        low, high = stats.wilson_interval(right, n)
+        conditions = f"{n:,} images · {scores.file.how}{' · simulated' if scores.file.simulated else ''}"
+        if scores is after:
+            conditions += f" · {coverage}"
+        bounds = (100 * low, 100 * high)
+        yield _figure("accuracy", name, title, 100 * right / n, "%", f"{conditions} · 95 % Wilson interval", bounds)
+    b, c = discordant(reference, after)
+    low, high = stats.tango_bounds(b, c, n)
+    paired = f"FP32 reference against INT8, the same {n:,} images"
+    yield _figure(
+        "accuracy", "accuracy_drop", "Accuracy drop", 100 * (b - c) / n, "points",
+        f"{paired} · one-sided 95 % Tango bounds", (100 * low, 100 * high),
+    )  # fmt: skip
+    yield _figure("accuracy", "discordant", "Exactly one is right (disc)", 100 * (b + c) / n, "%", paired)
+    yield _figure("accuracy", "only_float_right", "Only float is right (b)", b, "images", paired)
+    yield _figure("accuracy", "only_int8_right", "Only INT8 is right (c)", c, "images", paired)
+    mid_p = stats.mcnemar_mid_p(b, c)
+    yield _figure(
+        "accuracy", "mcnemar_mid_p", "McNemar mid-p", mid_p, "p", f"{paired} · for information, never decides"
+    )
+    agreement = 100 * float(np.mean(reference.predicted == after.predicted))
+    yield _figure("accuracy", "agreement", "Same answer as FP32", agreement, "%", paired)
+    sqnr = logits_sqnr_db(reference.logits, after.logits)
+    yield _figure("accuracy", "logits_sqnr", "SQNR of the logits", sqnr, "dB", paired)
+
+
+def _quantization(measured: Measured) -> Iterator[Figure]:
+    found = measured.quantize
+    graph = "share of the INT8 graph"
+    yield _figure("quantization", "coverage_macs", "MACs in INT8", 100 * found.coverage.macs, "%", graph)
+    in_int8 = 100 * found.coverage.activation_bytes
+    yield _figure("quantization", "coverage_activations", "Activation bytes in INT8", in_int8, "%", graph)
+    calibrated = f"{found.calibration.images:,} calibration images · ranges {found.ranges}"
+    calibration = finite(found.sqnr_db)
+    yield _figure("quantization", "calibration_sqnr", "SQNR of the logits, calibration", calibration, "dB", calibrated)
+    if found.layers:
+        in_float = sum(not layer.int8 for layer in found.layers)
+        yield _figure(
+            "quantization", "float_layers", "Layers kept float", in_float, "layers", f"of {len(found.layers)} layers"
+        )
+
+
+def _sizes(measured: Measured, float_name: str) -> Iterator[Figure]:
+    megabytes = "10^6 bytes"
+    yield _figure("size", "float_size", "Float ONNX", measured.plain_bytes / 1e6, "MB", f"model.onnx · {megabytes}")
+    yield _figure("size", "int8_size", "INT8 ONNX", measured.int8_bytes / 1e6, "MB", f"model.int8.onnx · {megabytes}")
+    for name, title, engine in (
+        ("float_engine_size", f"{float_name} engine", measured.base),
+        ("int8_engine_size", "INT8 engine", measured.engine),
+    ):
+        if engine.built and engine.engine and engine.size_bytes:
+            yield _figure("size", name, title, engine.size_bytes / 1e6, "MB", f"{engine.engine} · {megabytes}")
+
+
+def _latency(measured: Measured, float_name: str) -> Iterator[Figure]:
+    conditions = timing_text(measured.speed)
+    if not len(measured.int8_ms):
+        yield _figure("latency", "speedup", "Speed-up", None, "x", conditions)
+        return
+    for key, title, ms in (("float", float_name, measured.float_ms), ("int8", "INT8", measured.int8_ms)):
+        for percent in (50, 90, 99):
+            value = float(np.quantile(ms, percent / 100))
+            yield _figure("latency", f"{key}_p{percent}_ms", f"{title} p{percent}", value, "ms", conditions)
+    speedup = stats.p5_speedup(measured.float_ms, measured.int8_ms)
+    yield _figure(
+        "latency", "speedup", "Speed-up", speedup, "x", f"{float_name} / INT8, ratio of 5th percentiles · {conditions}"
+    )
+    ratio = stats.pair_ratio(measured.int8_ms, measured.float_ms)
+    yield _figure(
+        "latency", "pair_speedup", "Speed-up, median of pairs", ratio.median, "x",
+        f"{float_name} / INT8 · one-sided 95 % block-bootstrap bounds · {conditions}", (ratio.lower, ratio.upper),
+    )  # fmt: skip
+    for key, title, ms in (("float", float_name, measured.float_ms), ("int8", "INT8", measured.int8_ms)):
+        rate = 1000 * measured.speed.batch / float(np.median(ms))
+        yield _figure("latency", f"{key}_throughput", f"{title} throughput", rate, "images/s", f"at p50 · {conditions}")

@@ -1,0 +1,72 @@
+"""The report as Markdown, for a pull request or a job summary."""
+
+from __future__ import annotations
+
+from edgecnn.report import Report
+from edgecnn.report.wording import (
+    GROUPS,
+    bounds_text,
+    condition_rows,
+    limit_text,
+    measured_text,
+    number_text,
+    state_text,
+    title_text,
+    verdict_sentence,
+)
+
+
+def as_markdown(report: Report) -> str:
+    """GitHub-flavoured Markdown."""
+    lines = [f"# {_plain(title_text(report))}: {state_text(report.verdict, report.kind)}", ""]
+    lines += [_plain(verdict_sentence(report)), "", "## Checks", ""]
+    lines += _table(
+        ("check", "verdict", "measured", "95 % bounds", "limit", "detail"),
+        [
+            (f"`{check.name}`", f"**{state_text(check.state, report.kind)}**", measured_text(check),
+             bounds_text(check.lower, check.upper, check.unit), limit_text(check), check.detail)
+            for check in report.checks
+        ],
+    )  # fmt: skip
+    if report.compiled_for:
+        lines += ["", "## Compiled for", ""]
+        lines += _table(
+            ("device", "result", "note"),
+            [
+                (compiled.device, "passed" if compiled.passed else "**failed**", compiled.note)
+                for compiled in report.compiled_for
+            ],
+        )
+    for group, title in GROUPS.items():
+        figures = [figure for figure in report.figures if figure.group == group]
+        if figures:
+            lines += ["", f"## {title}", ""]
+            lines += _table(
+                ("figure", "value", "bounds", "conditions"),
+                [
+                    (figure.title, number_text(figure.value, figure.unit),
+                     bounds_text(figure.lower, figure.upper, figure.unit), figure.conditions)
+                    for figure in figures
+                ],
+            )  # fmt: skip
+    lines += ["", "## Conditions", ""]
+    lines += [f"- {name}: {_plain(text)}" for name, text in condition_rows(report.conditions)]
+    lines += [f"- Run: {_plain(report.run)}"] if report.run else []
+    lines += [f"- {report.when}, edgecnn {report.edgecnn}"]
+    if report.notes:
+        lines += ["", "## Notes", "", *(f"- {_plain(note)}" for note in report.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    return lines + [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """One line, with nothing that Markdown would take for HTML."""
+    return " ".join(text.split()).replace("<", "&lt;")

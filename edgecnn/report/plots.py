@@ -1,0 +1,146 @@
+"""Plots of the HTML page: SVG fragments that take the page's font and colours, so they follow light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from edgecnn.report import ClassAccuracy, Distribution, LayerError
+
+# Drawn in these colours, then replaced by the page's variables: matplotlib knows no `var(--…)`.
+INK, MUTED, GRID, FLOAT, INT8, SURFACE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", FLOAT: "float", INT8: "int8", SURFACE: "surface"}
+STYLE = {
+    "svg.fonttype": "none", "font.size": 13, "font.family": "sans-serif", "text.color": INK, "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED, "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK, "grid.color": GRID, "grid.linewidth": 0.8, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
+    "axes.facecolor": "none", "figure.facecolor": "none", "xtick.major.size": 0, "ytick.major.size": 0,
+}  # fmt: skip
+WIDTH = 12.5  # inches at 72 units each: the page's column, so that a point is about a pixel
+NAMED_LAYERS = 40  # more than these get no names on their axis
+
+
+def classes_svg(classes: tuple[ClassAccuracy, ...]) -> str:
+    """Accuracy of each class, float and INT8 joined by a line."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "classes"}):
+        figure, axes = _axes(1.25 + 0.34 * len(classes))
+        rows = np.arange(len(classes))
+        plain, int8 = ([getattr(one, key) for one in classes] for key in ("float_accuracy", "int8_accuracy"))
+        axes.hlines(rows, plain, int8, color=GRID, linewidth=4, capstyle="round")
+        axes.plot(
+            plain,
+            rows,
+            "o",
+            color=SURFACE,
+            markeredgecolor=FLOAT,
+            markeredgewidth=2.2,
+            markersize=11,
+            label="FP32",
+            clip_on=False,
+        )
+        axes.plot(int8, rows, "o", color=INT8, markersize=7.5, label="INT8", clip_on=False)
+        axes.set_yticks(rows, [_short(one.name) for one in classes])
+        low, high = min(*plain, *int8), max(*plain, *int8)
+        margin = max(1.0, 0.08 * (high - low))
+        axes.set_xlim(max(0.0, low - margin), min(100.0, high + margin))
+        axes.set_ylim(len(classes) - 0.4, -0.6)
+        axes.set_xlabel("accuracy, %")
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        _legend(axes)
+        return _svg(figure, "Accuracy of each class, FP32 and INT8")
+
+
+def latency_svg(distribution: Distribution) -> str:
+    """Histograms of both timings over the same axis, medians marked."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "latency"}):
+        figure, axes = _axes(3.7)
+        edges = np.asarray(distribution.edges_ms)
+        tallest = max(*distribution.first_counts, *distribution.second_counts)
+        for name, counts, p50, color in (
+            (distribution.first_name, distribution.first_counts, distribution.first_p50_ms, FLOAT),
+            (distribution.second_name, distribution.second_counts, distribution.second_p50_ms, INT8),
+        ):
+            axes.stairs(counts, edges, fill=True, color=color, alpha=0.3)
+            axes.stairs(
+                np.where(counts, counts, np.nan), edges, color=color, linewidth=1.8, label=f"{name}, p50 {p50:.3g} ms"
+            )
+            axes.vlines(p50, 0, 1.06 * tallest, color=color, linewidth=1.6, linestyle=(0, (4, 3)))
+        axes.set_ylim(0, 1.1 * tallest)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_xlabel("milliseconds per inference; the last bin holds all slower ones")
+        axes.set_ylabel("runs")
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.grid(axis="y")
+        _legend(axes)
+        return _svg(figure, "Latency of both models")
+
+
+def layers_svg(layers: tuple[LayerError, ...]) -> str:
+    """SQNR of each layer in the order of the graph; a layer that stays float has a ring at zero."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "layers"}):
+        figure, axes = _axes(4.8 if len(layers) <= NAMED_LAYERS else 3.9)
+        columns = np.arange(len(layers))
+        measured = np.array([layer.sqnr_db if layer.int8 and layer.sqnr_db is not None else np.nan for layer in layers])
+        axes.bar(columns, measured, color=INT8, width=0.68, label="INT8")
+        in_float = [column for column, layer in enumerate(layers) if not layer.int8]
+        if in_float:
+            axes.plot(
+                in_float, np.zeros(len(in_float)), "o", color=SURFACE, markeredgecolor=FLOAT, markeredgewidth=2.0,
+                markersize=8, label="stays float", clip_on=False,
+            )  # fmt: skip
+        if len(layers) <= NAMED_LAYERS:
+            axes.set_xticks(
+                columns, [_short(layer.name) for layer in layers], rotation=55, ha="right", rotation_mode="anchor"
+            )
+            axes.tick_params(axis="x", labelsize=11.5, labelcolor=INK)
+        else:
+            axes.set_xlabel("layers in the order of the graph")
+        axes.set_xlim(-0.7, len(layers) - 0.3)
+        axes.set_ylim(bottom=min(0.0, float(np.nanmin(measured))) if np.isfinite(measured).any() else 0.0)
+        axes.set_ylabel("SQNR, dB")
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.grid(axis="y")
+        _legend(axes)
+        return _svg(figure, "Quantization error of each layer")
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2, handletextpad=0.5)
+
+
+def _short(name: str, most: int = 22) -> str:
+    shown = name if len(name) <= most else f"…{name[1 - most :]}"
+    return shown.replace("$", r"\$")  # no mathematics in names
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an inline fragment: no prolog, metadata or address; ids that nothing refers to are dropped."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text))
+    names = {name for pair in used for name in pair if name}
+    text = re.sub(r'\sid="([^"]*)"', lambda found: found.group(0) if found.group(1) in names else "", text)
+    text = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 var(--font)", text)
+    for color, variable in VARIABLES.items():
+        text = text.replace(color, f"var(--{variable})")
+    head, rest = text.split(">", 1)
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{title}">{rest}'.strip()

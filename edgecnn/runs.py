@@ -1,0 +1,96 @@
+"""Publishing a build: a run folder with everything a person or a CI takes away, and an atomic `latest` beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from edgecnn.errors import EdgeError
+from edgecnn.gate import Evidence
+from edgecnn.recipe import Recipe
+from edgecnn.report import Report, write_report
+from edgecnn.store import Artifact, code_version
+
+LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "torchvision", "timm", "tensorrt-rtx-cu13", "tensorrt")
+
+
+def publish(
+    folder: Path, recipe: Recipe, report: Report, evidence: Evidence, compiled: Sequence[Artifact],
+    versions: Callable[[str], str],
+) -> tuple[Path, Report]:  # fmt: skip
+    """Write `folder/<run id>/` and point `folder/latest` at it.
+
+    The run id is the time of its newest stage and a hash of all of them, so a build that makes nothing leaves the
+    folder as it is. Files: model.onnx, model.int8.onnx, model.int8.typed.onnx (TensorRT), engines, report.json,
+    report.html, report.md, junit.xml, outcomes.npz, recipe.lock.yaml.
+
+    Raises:
+        EdgeError: the folder can't be written.
+    """
+    parts = [*evidence.artifacts(), *compiled]
+    newest = max(part.json("stage.json")["made"] for part in parts)
+    identity = [(p.stage, p.key, p.json("stage.json")["made"]) for p in parts]
+    content = json.dumps([identity, recipe.model_dump(mode="json"), code_version()], sort_keys=True)
+    stamp = newest[:19].replace("-", "").replace(":", "").replace("T", "-")
+    run = folder / f"{stamp}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    report = report.model_copy(update={"run": run.name})
+    if not (run / "report.json").is_file():
+        try:
+            _write(run, recipe, report, evidence, compiled, versions)
+        except OSError as error:
+            raise EdgeError(
+                f"cannot write the run `{run}`: {error.strerror}", "choose another folder with --out"
+            ) from error
+    _point(folder / "latest", run.name)
+    return run, report
+
+
+def _write(
+    run: Path, recipe: Recipe, report: Report, evidence: Evidence, compiled: Sequence[Artifact],
+    versions: Callable[[str], str],
+) -> None:  # fmt: skip
+    partial = run.with_name(f".{run.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        shutil.copyfile(evidence.plain.path / "model.onnx", partial / "model.onnx")
+        shutil.copyfile(evidence.int8.path / "model.onnx", partial / "model.int8.onnx")
+        for engine in (evidence.engine, *compiled):
+            _copy_engine(engine, partial)
+        lock = {
+            "recipe": recipe.model_dump(mode="json"),
+            "stages": {part.stage: part.key for part in (*evidence.artifacts(), *compiled)},
+            "data_digest": report.data_digest,
+            "versions": {"edgecnn": code_version(), **{name: versions(name) for name in LIBRARIES}},
+        }
+        (partial / "recipe.lock.yaml").write_text(yaml.safe_dump(lock, sort_keys=False, allow_unicode=True))
+        write_report(report, partial, evidence=evidence)
+        os.rename(partial, run)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_engine(engine: Artifact, run: Path) -> None:
+    facts = engine.json("engine.json")
+    name = facts["engine"]
+    if name and name.endswith(".engine"):
+        shutil.copyfile(engine.path / name, run / name)
+    typed = engine.path / "typed.onnx"
+    if typed.is_file() and not (run / "model.int8.typed.onnx").exists():
+        shutil.copyfile(typed, run / "model.int8.typed.onnx")
+
+
+def _point(link: Path, name: str) -> None:
+    """Point the link at a run in one step: a reader sees the old run or the new one."""
+    if link.is_symlink() and os.readlink(link) == name:
+        return
+    temporary = link.with_name(f".latest.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name, target_is_directory=True)
+    os.replace(temporary, link)

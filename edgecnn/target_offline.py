@@ -1,0 +1,114 @@
+"""A device that isn't here: how far a build goes without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecnn.backends import engine_io, jobs, ort, trt
+from edgecnn.backends.engine_io import EngineCheck
+from edgecnn.bench import PairTimes
+from edgecnn.device import DeviceFacts, DeviceProfile, Scheme, resolve
+from edgecnn.recipe import BenchSpec, ScoreSpec
+from edgecnn.score import score_file
+from edgecnn.store import Artifact
+from edgecnn.versions import decided_by
+
+
+@dataclass(frozen=True)
+class Offline:
+    """A device that isn't here."""
+
+    profile: DeviceProfile
+    why: str
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """What can be told without the device: which programs here stand for it."""
+        rtx, version = trt.installed("tensorrt-rtx"), ""
+        parser = f"TensorRT for RTX {rtx}" if rtx else "TensorRT for RTX not installed"
+        match self.profile.backend:
+            case "onnxruntime":
+                version = f"{ort.version()} (float simulation only)"
+            case "tensorrt-rtx":
+                version = f"{parser} (parser and compiler only)" if rtx else parser
+            case "tensorrt":
+                rules = f" + TensorRT {self.profile.tensorrt_rules} rules" if self.profile.tensorrt_rules else ""
+                version = f"{parser} (parser only){rules}"
+        return DeviceFacts(reachable=False, backend_version=version, hardware=f"{self.profile.name} ({self.why})")
+
+    @property
+    def scheme(self) -> Scheme:
+        """See Target."""
+        return resolve(self.profile.scheme, self.facts)
+
+    @decided_by("onnx")
+    def compile(self, out: Path, profile: DeviceProfile, facts: DeviceFacts, model: Artifact) -> None:
+        """See Target."""
+        graph, quantized = engine_io.take_graphs(out, profile, model.path)
+        match profile.backend:
+            case "onnxruntime":
+                jobs.load(out, "onnxruntime", graph)
+                done = EngineCheck(f"{ort.version()} of this machine loads the graph", True, "")
+                engine_io.write_engine(
+                    out, profile, quantized, built=False, runnable=False, checks=(done,), note=self.why
+                )
+            case "tensorrt-rtx":
+                self._compile_ahead(out, graph, quantized)
+            case "tensorrt":
+                self._check_only(out, graph, quantized)
+
+    @decided_by("onnxruntime", "onnxruntime-gpu")
+    def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
+        """See Target. The graph evaluated in float, which stands for the device and is marked `simulated`."""
+        score_file(out, spec, engine.path / "model.onnx", data.path, backend=None, simulate=True)
+
+    def time_pairs(self, out: Path, spec: BenchSpec, facts: DeviceFacts, base: Artifact, engine: Artifact) -> None:
+        """See Target. Measures nothing and says so."""
+        jobs.write_speed(out, None, spec, facts, self.why)
+
+    def time_files(self, first: Path, second: Path, spec: BenchSpec) -> PairTimes | None:
+        """See Target."""
+        return None
+
+    def _compile_ahead(self, out: Path, graph: Path, quantized: bool) -> None:
+        version = trt.installed("tensorrt-rtx")
+        if not version:
+            note = "engine: not built (TensorRT for RTX is not installed)"
+            undone = EngineCheck("TensorRT for RTX parser", None, f"not done: {trt.INSTALL['tensorrt-rtx']}")
+            engine_io.write_engine(
+                out, self.profile, quantized, built=False, runnable=False, checks=(undone,), note=note
+            )
+            return
+        seconds = jobs.build(out, self.profile, graph)
+        short = _short(version)
+        capability = f"compute capability {self.profile.compute_capability}"
+        checks = (
+            EngineCheck(f"TensorRT for RTX {short} parser", True, "accepted"),
+            EngineCheck(f"TensorRT for RTX {short} compiler", True, f"{capability}; compiled, not run"),
+        )
+        engine_io.write_engine(
+            out, self.profile, quantized, built=True, runnable=False, checks=checks,
+            note=f"compiled for {capability}, {self.why}", engine=f"{self.profile.name}.engine", seconds=seconds,
+        )  # fmt: skip
+
+    def _check_only(self, out: Path, graph: Path, quantized: bool) -> None:
+        checks = []
+        if self.profile.tensorrt_rules:
+            from edgecnn.backends import trt_rules
+
+            passed = trt_rules.refuse(graph)
+            checks.append(EngineCheck(f"TensorRT {self.profile.tensorrt_rules} rules", True, passed))
+        if version := trt.installed("tensorrt-rtx"):
+            jobs.parse(out, "tensorrt-rtx", graph)
+            checks.insert(0, EngineCheck(f"TensorRT for RTX {_short(version)} parser", True, "accepted"))
+        else:
+            checks.insert(0, EngineCheck("TensorRT for RTX parser", None, f"not done: {trt.INSTALL['tensorrt-rtx']}"))
+        engine_io.write_engine(
+            out, self.profile, quantized, built=False, runnable=False, checks=tuple(checks),
+            note="engine: not built (no board)",
+        )  # fmt: skip
+
+
+def _short(version: str) -> str:
+    return ".".join(version.split(".")[:2])

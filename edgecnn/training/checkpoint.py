@@ -1,0 +1,67 @@
+"""Checkpoints that a kill can't spoil: written beside, synced, renamed. A rerun finds the last finished epoch.
+
+resume/last.pt                    everything to continue after its epoch; names the best epoch
+resume/best-0007.safetensors      the weights of the best epoch; older ones go once last.pt no longer names them
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgecnn import progress
+from edgecnn.families.trained import write_state
+
+LAST = "last.pt"
+Content = dict[str, Any]
+
+
+def save(resume: Path, content: Content, best: int, state: dict[str, Any] | None) -> None:
+    """Keep an epoch: `state` are its weights when it is the best so far; `best` is the best epoch's number."""
+    if state is not None:
+        _atomic(best_file(resume, best), lambda path: write_state(path, state))
+    _atomic(resume / LAST, lambda path: torch.save(content, path))
+    for old in resume.glob("best-*.safetensors"):
+        if old != best_file(resume, best):
+            old.unlink()
+
+
+def load(resume: Path) -> Content | None:
+    """The last finished epoch's checkpoint, or None when there is none or it can't be read (said)."""
+    path = resume / LAST
+    if not path.exists():
+        return None
+    try:
+        content: Content = torch.load(path, map_location="cpu", weights_only=True)
+        if best_file(resume, content["best_epoch"]).exists():
+            return content
+    except Exception as error:  # noqa: BLE001  # torch.load raises many kinds for a damaged file
+        progress.current().note(f"train: the checkpoint can't be read ({type(error).__name__}); starting anew")
+        return None
+    progress.current().note("train: the checkpoint's best weights are missing; starting anew")
+    return None
+
+
+def best_file(resume: Path, epoch: int) -> Path:
+    """Where the best epoch's weights are kept."""
+    return resume / f"best-{epoch:04d}.safetensors"
+
+
+def _atomic(path: Path, write: Callable[[Path], None]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    write(temporary)
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

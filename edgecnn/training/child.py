@@ -1,0 +1,47 @@
+"""The training child process: `python -m edgecnn.training.child JOB.json`, or the same under torchrun."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from edgecnn.child import Json, serve
+from edgecnn.data import read_index
+from edgecnn.families import load_family
+from edgecnn.families.trained import WEIGHTS, ModelCard, write_card, write_state
+from edgecnn.training.draws import seed_of
+from edgecnn.training.job import TrainJob
+from edgecnn.training.loop import train_network
+from edgecnn.training.ranks import joined
+
+
+def work(job_json: Json) -> Json:
+    """Make the network, train it if asked, write the artifact."""
+    job = TrainJob.model_validate(job_json)
+    index = read_index(job.data)
+    model = job.weighted_model
+    with joined() as ranks:
+        torch.manual_seed(seed_of(job.train.seed, -1))  # before the first epoch: the network's first weights
+        net = load_family(model.family).create(model, len(index.classes), index.channels, new_head=job.train.epochs > 0)
+        history = train_network(job, net, index, ranks) if job.train.epochs else []
+        if ranks.first:
+            if not job.train.epochs:
+                write_state(job.out / WEIGHTS, net.state_dict())
+            card = ModelCard.model_validate(
+                {
+                    **model.model_dump(include={"family", "name", "dropout", "width", "image_size"}),
+                    "classes": index.classes,
+                    "channels": index.channels,
+                    "color": index.color,
+                    "fit": index.fit,
+                    "normalization": model.normalization(index.channels),
+                }
+            )
+            write_card(job.out, card)
+            (job.out / "history.json").write_text(json.dumps(history, indent=1))
+    return {"epochs": len(history)}
+
+
+if __name__ == "__main__":
+    serve(work)

@@ -1,0 +1,154 @@
+"""Exported ONNX: answers as torch does, says what it takes, and carries no trace of where it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+
+from edgecnn.errors import EdgeError  # noqa: E402
+from edgecnn.families.export import export  # noqa: E402
+from edgecnn.families.onnx_graph import work  # noqa: E402
+from edgecnn.families.trained import WEIGHTS, read_trained, write_state  # noqa: E402
+from edgecnn.io_contract import read_contract  # noqa: E402
+from edgecnn.recipe import ExportSpec  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+
+def exported(made: Any, out: Path, **spec: Any) -> onnx.ModelProto:
+    model_spec, artifact = made
+    out.mkdir(exist_ok=True)
+    job = {"spec": spec, "family": model_spec.family, "model": str(artifact.path), "out": str(out)}
+    work(job)
+    return onnx.load(str(out / "model.onnx"))
+
+
+def answers(path: Path, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"images": images})[0]
+
+
+def expected(folder: Path, images: np.ndarray) -> np.ndarray:
+    trained = read_trained(folder)
+    mean, std = (
+        torch.tensor(part).reshape(1, -1, 1, 1)
+        for part in (trained.card.normalization.mean, trained.card.normalization.std)
+    )
+    with torch.no_grad():
+        values = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        return trained.net((values - mean) / std).numpy()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "size", "channels"),
+    [("small", "resnet20", 32, 3), ("small", "simple", 17, 1), ("torchvision", "resnet18", 64, 3),
+     ("timm", "mobilenetv3_small_100", 64, 3)],
+)  # fmt: skip
+def test_uint8_input_answers_as_torch(
+    made: Any, tmp_path: Path, family: str, name: str, size: int, channels: int
+) -> None:
+    both = made(family, name, size, channels=channels)
+    model = exported(both, tmp_path / "out")
+    images = np.random.default_rng(1).integers(0, 256, (5, size, size, channels), dtype=np.uint8)
+    wanted = expected(both[1].path, images)
+    np.testing.assert_allclose(
+        answers(tmp_path / "out" / "model.onnx", images), wanted, atol=2e-4 * max(1, abs(wanted).max())
+    )
+    operators = [node.op_type for node in model.graph.node]
+    assert "BatchNormalization" not in operators
+    assert operators[:4] == ["Cast", "Transpose", "Mul", "Add"]
+    assert operators.count("GlobalAveragePool") == 1
+    assert not {"Gather", "Range", "Shape"} & set(operators)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 19)]
+    assert model.ir_version == 9
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_float_input_and_fixed_batch(made: Any, tmp_path: Path) -> None:
+    both = made("small", "gap-s", 8, channels=1, normalize="half")
+    model = exported(both, tmp_path / "out", input="float01-nchw", batch=4)
+    assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == [4, 1, 8, 8]
+    assert [node.op_type for node in model.graph.node][:2] == ["Mul", "Add"]
+    images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    floats = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    np.testing.assert_allclose(
+        answers(tmp_path / "out" / "model.onnx", floats), expected(both[1].path, images), atol=1e-4
+    )
+    contract = read_contract(tmp_path / "out" / "model.onnx")
+    assert contract
+    assert contract.input.layout == "NCHW"
+    assert contract.input.range == (0.0, 1.0)
+
+
+def test_contract_feeds_the_model(made: Any, tmp_path: Path) -> None:
+    exported(made("small", "gap-s", 8), tmp_path / "out")
+    contract = read_contract(tmp_path / "out" / "model.onnx")
+    assert contract
+    assert contract.classes == tuple(f"class {number}" for number in range(10))
+    assert contract.normalization_inside
+    assert contract.input.size == (8, 8)
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    ((name, values),) = contract.feed(images).items()
+    assert name == "images"
+    assert answers(tmp_path / "out" / "model.onnx", values).shape == (2, 10)
+
+
+def test_names_follow_the_torch_modules(made: Any, tmp_path: Path) -> None:
+    both = made("small", "resnet20", 32)
+    model = exported(both, tmp_path / "out")
+    names = json.loads((tmp_path / "out" / "names.json").read_text())
+    net = read_trained(both[1].path).net
+    convolutions = {name for name, module in net.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    assert {names[f"{name}.weight"] for name in convolutions} == convolutions
+    nodes = {node.name: node for node in model.graph.node}
+    assert len(nodes) == len(model.graph.node)
+    assert nodes["layer2.0.conv1"].op_type == "Conv"
+    assert nodes["layer2.0.add"].op_type == "Add"
+    assert list(nodes["linear"].input[1:]) == ["linear.weight", "linear.bias"]
+    weights = {weight.name for weight in model.graph.initializer}
+    assert set(names) <= weights
+    assert not [name for name in weights if name.startswith("val_")]
+
+
+def test_same_model_from_two_folders_is_the_same_bytes(made: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    spec, artifact = made("small", "gap-s", 8, channels=1)
+    files = []
+    for place in ("here", "there/below"):
+        (tmp_path / place / "out").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        export(tmp_path / place / "out", ExportSpec(), spec, artifact)
+        files.append((tmp_path / place / "out" / "model.onnx").read_bytes())
+        assert {path.name for path in (tmp_path / place / "out").iterdir()} == {"model.onnx", "names.json", "resume"}
+    assert files[0] == files[1]
+    home = os.path.expanduser("~")
+    for trace in (
+        str(tmp_path),
+        "onnx_graph.py",
+        "site-packages",
+        "stack_trace",
+        home if len(home) > 5 else "stack_trace",
+    ):
+        assert trace.encode() not in files[0]
+
+
+def test_a_network_that_answers_nan_is_not_delivered(made: Any, tmp_path: Path) -> None:
+    both = made("small", "gap-s", 8)
+    net = read_trained(both[1].path).net
+    torch.nn.init.constant_(net.linear.bias, float("nan"))
+    write_state(both[1].path / WEIGHTS, net.state_dict())
+    with pytest.raises(EdgeError, match="answers otherwise than torch"):
+        exported(both, tmp_path / "out")
+
+
+def test_pooling_without_an_operator_is_refused(made: Any, tmp_path: Path) -> None:
+    with pytest.raises(EdgeError, match=r"pools 5x5 to 7x7, which no ONNX operator does"):
+        exported(made("torchvision", "vgg11", 160, classes=2), tmp_path / "out")

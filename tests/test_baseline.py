@@ -1,0 +1,283 @@
+"""Baselines: the file, and a run compared with it. Timings are recorded arrays: no wall clock decides anything."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from evidence_folders import CPU, HERE, Recorded, evidence, recipe, recorded_pairs
+
+from edgecnn.baseline import check, update
+from edgecnn.baseline_file import read_baseline
+from edgecnn.errors import EdgeError
+from edgecnn.gate import judge
+from edgecnn.report import read_report, write_report
+
+
+def _run(folder: Path, **numbers: Any) -> Path:
+    """A run folder as a build publishes it."""
+    made = evidence(folder.with_name(f"{folder.name}-stages"), **numbers)
+    write_report(judge(recipe(), CPU, HERE, made, run=folder.name), folder, evidence=made)
+    (folder / "model.onnx").write_bytes((made.plain.path / "model.onnx").read_bytes())
+    (folder / "model.int8.onnx").write_bytes((made.int8.path / "model.onnx").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run and its baseline, made once; tests take copies."""
+    folder = tmp_path_factory.mktemp("made")
+    update(_run(folder / "one", images=2000, b=20, c=10), folder / "main.baseline.zip")
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    return shutil.copytree(made / "one", tmp_path / "one")
+
+
+@pytest.fixture
+def stored(made, tmp_path):
+    return Path(shutil.copy(made / "main.baseline.zip", tmp_path))
+
+
+@pytest.fixture(scope="module")
+def worse(tmp_path_factory):
+    """The same images, three points less accurate."""
+    return _run(tmp_path_factory.mktemp("worse") / "two", images=2000, b=80, c=10)
+
+
+def _states(report):
+    return {one.name: one.state for one in report.checks}
+
+
+# --- check ---
+
+
+def test_the_same_run_passes_against_its_own_baseline(run, stored):
+    report = check(run, stored, time_files=lambda first, second: recorded_pairs(1.0))
+    assert _states(report) == {"max_regression": "pass", "latency": "pass"}
+    assert (report.kind, report.exit_code()) == ("check", 0)
+    assert report.figure("agreement").value == 100.0
+    assert "400 interleaved pairs in 3 s · batch 1 · AMD EPYC" in report.conditions.latency
+
+
+def test_a_less_accurate_run_is_a_regression(worse, stored):
+    report = check(worse, stored, time_files=lambda first, second: recorded_pairs(1.0))
+    found = report.checks[0]
+    assert (found.state, report.exit_code()) == ("fail", 1)
+    assert found.measured == pytest.approx(3.0)
+    assert "60 images right only with the baseline, 0 only with the candidate" in found.detail
+
+
+def test_the_tolerance_is_the_limit(worse, stored):
+    assert check(worse, stored, max_regression=0.05).checks[0].state == "pass"
+    assert check(worse, stored, max_regression=0.03).checks[0].state == "not-enough-evidence"
+
+
+@pytest.mark.parametrize("tolerance", [-0.001, 0.5, 1.0])
+def test_a_tolerance_that_is_no_fraction_is_refused(run, stored, tolerance):
+    with pytest.raises(EdgeError, match="max_regression is a fraction of 1"):
+        check(run, stored, max_regression=tolerance)
+
+
+def test_a_slower_run_is_a_regression(run, stored):
+    report = check(run, stored, time_files=lambda first, second: recorded_pairs(1.2))
+    assert (_states(report)["latency"], report.exit_code()) == ("fail", 1)
+    assert report.checks[1].detail.startswith("REGRESSION: ")
+
+
+def test_undecided_latency_exits_3(run, stored):
+    random = np.random.default_rng(0)
+    times = Recorded(np.exp(random.normal(0, 0.5, 100)), 1.03 * np.exp(random.normal(0, 0.5, 100)))
+    report = check(run, stored, time_files=lambda first, second: times)
+    assert (_states(report)["latency"], report.exit_code()) == ("not-enough-evidence", 3)
+    assert report.checks[1].detail.startswith("inconclusive: ")
+
+
+def test_the_stored_int8_model_is_timed_first_and_the_candidate_second(run, stored):
+    given = []
+
+    def time_files(first, second):
+        given.append((first.read_bytes(), second))
+        return recorded_pairs(1.0)
+
+    check(run, stored, time_files=time_files)
+    assert given == [((run / "model.int8.onnx").read_bytes(), run / "model.int8.onnx")]
+
+
+@pytest.mark.parametrize("time_files", [None, lambda first, second: None])
+def test_latency_that_cannot_be_timed_here_is_incomplete(run, stored, time_files):
+    report = check(run, stored, time_files=time_files)
+    assert _states(report) == {"max_regression": "pass", "latency": "incomplete"}
+    assert report.exit_code() == 3
+
+
+def test_without_the_model_latency_is_not_comparable(run, tmp_path):
+    update(run, tmp_path / "small.zip", model=False)
+    report = check(run, tmp_path / "small.zip", time_files=lambda first, second: recorded_pairs(1.0))
+    assert _states(report) == {"max_regression": "pass", "latency": "not-comparable"}
+    assert (report.exit_code(), report.exit_code(strict=True)) == (3, 1)
+    assert (tmp_path / "small.zip").stat().st_size < 100_000
+
+
+def test_other_scored_images_are_not_comparable(tmp_path, stored):
+    other = _run(tmp_path / "two", images=2000, b=20, c=10, seed=1)
+    report = check(other, stored, time_files=lambda first, second: recorded_pairs(1.0))
+    assert _states(report) == {"max_regression": "not-comparable", "latency": "not-comparable"}
+    assert report.exit_code() == 3
+    assert "other scored images" in report.checks[0].detail
+
+
+@pytest.mark.parametrize(("key", "value"), [("device", "jetson-orin-nano"), ("metric", "top5")])
+def test_another_device_or_metric_is_not_comparable(run, stored, key, value):
+    document = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**document, key: value}))
+    report = check(run, stored)
+    assert report.verdict == "not-comparable"
+    assert value in report.checks[0].detail
+
+
+def test_the_report_of_a_check_is_written_in_every_form(run, stored, tmp_path):
+    report = check(run, stored, time_files=lambda first, second: recorded_pairs(1.2))
+    write_report(report, tmp_path / "checked")
+    assert read_report(tmp_path / "checked") == report
+    assert "REGRESSION" in (tmp_path / "checked" / "report.md").read_text()
+    assert "candidate" in (tmp_path / "checked" / "report.html").read_text()
+
+
+# --- the file ---
+
+
+def test_the_same_run_gives_the_same_bytes(run, stored, tmp_path):
+    update(run, tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == stored.read_bytes()
+
+
+def test_the_file_keeps_outcomes_report_and_both_models(run, stored):
+    baseline = read_baseline(stored)
+    assert baseline.report == read_report(run)
+    assert baseline.int8_model == (run / "model.int8.onnx").read_bytes()
+    assert set(baseline.head.models) == {"model.onnx", "model.int8.onnx"}
+    with np.load(run / "outcomes.npz") as file:
+        assert all(np.array_equal(file[name], values) for name, values in baseline.outcomes.items())
+    assert set(baseline.outcomes) == {
+        "label", "reference_outcome", "reference_predicted", "float_outcome", "float_predicted", "int8_outcome",
+        "int8_predicted",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["report.json", "outcomes.npz", "model.int8.onnx"])
+def test_a_run_that_lacks_a_file_is_refused_and_nothing_is_written(run, tmp_path, name):
+    (run / name).unlink()
+    with pytest.raises(EdgeError, match=name):
+        update(run, tmp_path / "new.zip")
+    assert not (tmp_path / "new.zip").exists()
+
+
+def test_a_baseline_that_is_not_there_is_named(run, tmp_path):
+    with pytest.raises(EdgeError, match=r"cannot read the baseline .*none\.zip") as caught:
+        check(run, tmp_path / "none.zip")
+    assert "--update" in caught.value.hint
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(run, stored, share):
+    content = stored.read_bytes()
+    stored.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(EdgeError, match="damaged or no baseline"):
+        check(run, stored)
+
+
+def test_every_changed_byte_is_refused_or_harmless(run, stored):
+    whole, content = read_baseline(stored), stored.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(content), 200).tolist() + list(range(60)):
+        stored.write_bytes(content[:place] + bytes([content[place] ^ 0x41]) + content[place + 1 :])
+        try:
+            found = read_baseline(stored)
+        except EdgeError:
+            continue
+        assert found.head == whole.head  # a byte of the zip's own that means nothing, such as a date
+        assert found.int8_model == whole.int8_model
+
+
+def _rewritten(stored: Path, change: Any) -> None:
+    with zipfile.ZipFile(stored) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(stored, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("name", ["../escape.txt", "/etc/passwd", "models/../../x.onnx", "extra.txt", "models/x.onnx"])
+def test_a_foreign_member_is_refused_and_never_extracted(run, stored, tmp_path, name):
+    _rewritten(stored, lambda members: members.update({name: b"x"}))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(EdgeError, match="which no baseline does"):
+        check(run, stored)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_changed_outcomes_are_refused(run, stored):
+    _rewritten(stored, lambda members: members.update({"report.json": members["report.json"] + b" "}))
+    with pytest.raises(EdgeError, match=r"`report\.json` was changed"):
+        check(run, stored)
+
+
+def test_another_zip_is_refused(run, stored):
+    with zipfile.ZipFile(stored, "w") as archive:
+        archive.writestr("word/document.xml", "<x/>")
+    with pytest.raises(EdgeError, match="damaged or no baseline"):
+        check(run, stored)
+
+
+class _Payload:
+    def __reduce__(self):
+        return (Path.touch, (Path("unpickled"),))
+
+
+def test_pickled_arrays_are_refused_and_not_run(run, stored, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    buffer = io.BytesIO()
+    np.savez(buffer, label=np.array([_Payload()], object), int8_outcome=np.ones(1), int8_predicted=np.ones(1))
+    (run / "outcomes.npz").write_bytes(buffer.getvalue())
+    with pytest.raises(EdgeError, match="holds no per-image outcomes"):
+        check(run, stored)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def _npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"PK\x03\x04", _npz(label=np.ones(3)),
+        _npz(label=np.ones(3), int8_outcome=np.ones(2), int8_predicted=np.ones(3)),
+        _npz(label=np.ones(0), int8_outcome=np.ones(0), int8_predicted=np.ones(0)),
+        _npz(label=np.array(["a"]), int8_outcome=np.ones(1), int8_predicted=np.ones(1)),
+    ],
+)  # fmt: skip
+def test_outcomes_that_are_none_are_refused(run, stored, content):
+    (run / "outcomes.npz").write_bytes(content)
+    with pytest.raises(EdgeError, match=r"outcomes\.npz` holds no per-image outcomes"):
+        check(run, stored)
+
+
+def test_a_baseline_of_a_newer_schema_is_refused(run, stored):
+    def newer(members):
+        members["baseline.json"] = members["baseline.json"].replace(b'"schema_version": 1', b'"schema_version": 2')
+
+    _rewritten(stored, newer)
+    with pytest.raises(EdgeError, match="not an edgecnn baseline"):
+        check(run, stored)

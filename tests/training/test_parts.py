@@ -1,0 +1,121 @@
+"""Losses, schedule, averaging and batches, against numbers computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+from edgecnn.errors import EdgeError  # noqa: E402
+from edgecnn.recipe import DistillSpec, TrainSpec  # noqa: E402
+from edgecnn.training.distill import distillation_loss, pearson_distance, softened_divergence  # noqa: E402
+from edgecnn.training.feed import epoch_batches, in_order  # noqa: E402
+from edgecnn.training.schedule import Average, learning_rate, make_optimizer  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+
+def test_softened_divergence_by_hand() -> None:
+    # Temperature 2; teacher logits (2 ln 3, 0) soften to (3/4, 1/4), the student's (0, 0) to (1/2, 1/2).
+    teacher, student = torch.tensor([[2 * math.log(3), 0.0]]), torch.tensor([[0.0, 0.0]])
+    by_hand = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    assert float(softened_divergence(student, teacher, 2.0)) == pytest.approx(by_hand, rel=1e-6)
+    two = softened_divergence(student.repeat(2, 1), teacher.repeat(2, 1), 2.0)
+    assert float(two) == pytest.approx(by_hand, rel=1e-6)  # the mean over images
+
+
+def test_softened_divergence_keeps_the_gradient_size() -> None:
+    sizes = []
+    for temperature in (8.0, 16.0):
+        student = torch.zeros(1, 3, requires_grad=True)
+        softened_divergence(student, torch.tensor([[0.3, 0.0, -0.3]]), temperature).backward()
+        sizes.append(float(student.grad.norm()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+def test_pearson_distance_by_hand() -> None:
+    a = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    b = torch.tensor([[2.0, 4.0, 6.0], [3.0, 2.0, 1.0]])  # correlations 1 and -1: distances 0 and 2
+    assert float(pearson_distance(a, b)) == pytest.approx(1.0, abs=1e-6)
+    c = torch.tensor([[1.0, 3.0, 2.0]])  # with 1, 2, 3: covariance 1 of variances 2 and 2: 0.5
+    assert float(pearson_distance(a[:1], c)) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_dist_by_hand() -> None:
+    # Two classes: rows of probabilities correlate by their sign alone; columns over three images.
+    spec = DistillSpec(method="dist", temperature=1.0)
+
+    def logits(shares: list[float]) -> torch.Tensor:
+        return torch.tensor([[math.log(share), math.log(1 - share)] for share in shares])
+
+    student, teacher = logits([0.9, 0.2, 0.7]), logits([0.8, 0.4, 0.3])
+    between = (0 + 0 + 2) / 3  # the third image is answered the other way
+    first, second = np.array([0.9, 0.2, 0.7]), np.array([0.8, 0.4, 0.3])
+    within = 1 - np.corrcoef(first, second)[0, 1]  # the same for both classes
+    assert float(distillation_loss(spec, student, teacher)) == pytest.approx(between + within, rel=1e-5)
+    warmer = DistillSpec(method="dist", temperature=2.0)
+    expected = 4 * float(distillation_loss(spec, student / 2, teacher / 2))
+    assert float(distillation_loss(warmer, student, teacher)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_exact_student_has_no_loss() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    for method in ("logits", "dist"):
+        spec = DistillSpec.model_validate({"method": method})
+        assert float(distillation_loss(spec, logits, logits)) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_learning_rate() -> None:
+    train = TrainSpec(epochs=10, lr=1.0, warmup_epochs=2)
+    rates = [learning_rate(train, step, 5) for step in range(50)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[30] == pytest.approx(0.5)
+    assert rates[49] < 0.005
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    flat = TrainSpec(epochs=10, lr=1.0, warmup_epochs=0, schedule="constant")
+    assert {learning_rate(flat, step, 5) for step in range(50)} == {1.0}
+
+
+def test_average_by_hand() -> None:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(net.weight)
+    average = Average(net, 0.5)
+    values = []
+    for step, weight in enumerate((1.0, 1.0, 2.0)):
+        nn.init.constant_(net.weight, weight)
+        average.update(net, step)
+        values.append(float(average.net.weight))
+    first = 1 - 1 / 10  # decays (1 + t) / (10 + t): 1/10, 2/11, 3/12, all below 0.5
+    second = first * 2 / 11 + 9 / 11
+    assert values == pytest.approx([first, second, second * 0.25 + 2 * 0.75])
+
+
+def test_average_takes_batchnorm_statistics() -> None:
+    net = nn.BatchNorm2d(1)
+    average = Average(net, 0.5)
+    net(torch.full((2, 1, 2, 2), 10.0))
+    average.update(net, 1000)
+    assert float(average.net.running_mean) == pytest.approx(0.5)
+    assert int(average.net.num_batches_tracked) == 1
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    for optimizer in ("adamw", "sgd"):
+        groups = make_optimizer(TrainSpec.model_validate({"optimizer": optimizer}), net).param_groups
+        assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.01), (3, 0.0)]
+
+
+def test_batches_leave_out_the_tail_and_are_shared_evenly() -> None:
+    order = np.arange(10)[::-1].copy()
+    assert [batch.tolist() for batch in epoch_batches(order, 4)] == [[9, 8, 7, 6], [5, 4, 3, 2]]
+    assert [batch.tolist() for batch in epoch_batches(order, 64)] == [order.tolist()]
+    assert [batch.tolist() for batch in epoch_batches(order, 4, 1, 2)] == [[8, 6], [4, 2]]
+    assert [len(batch) for batch in in_order(10, 4)] == [4, 4, 2]
+    with pytest.raises(EdgeError, match="can't be shared evenly by 3 processes"):
+        epoch_batches(order, 4, 0, 3)

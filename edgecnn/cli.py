@@ -56,12 +56,19 @@ def build(
         return
     from edgecnn.report.table import print_report
 
-    document = {"run": str(result.run), "made": result.made, "report": result.report.model_dump(mode="json")}
+    document = {
+        "run": str(result.run),
+        "made": result.made,
+        "measured_ago": result.measured_ago,
+        "report": result.report.model_dump(mode="json"),
+    }
     if as_json:
         print(json.dumps(document, indent=1))
     else:
         print_report(result.report)
         made = ", ".join(result.made) if result.made else "nothing: every stage was kept"
+        if result.measured_ago and result.report.figure("speedup"):
+            print(f"latency was measured {result.measured_ago} ago; --remeasure takes it again")
         print(f"made {made}\nrun  {result.run}")
     raise typer.Exit(result.report.exit_code(strict=strict))
 

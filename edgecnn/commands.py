@@ -13,7 +13,7 @@ from edgecnn.errors import EdgeError
 from edgecnn.needs import Need, check_writable, needs, refuse
 from edgecnn.recipe_file import load_device, load_recipe
 from edgecnn.report import Report
-from edgecnn.store import Decision, Stopped, Store
+from edgecnn.store import Decision, Stopped, Store, age_text
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Built:
     report: Report | None
     run: Path | None
     made: tuple[str, ...]
+    measured_ago: str = ""  # age of the kept timing; empty when it was taken now
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def build_recipe(
     run, report = publish(
         folder, loaded, report, evidence, [engine for _, engine in compiled if engine], store.versions
     )
-    return Built(report, run, _made(store.decisions))
+    made = _made(store.decisions)
+    return Built(report, run, made, "" if "speed" in made else age_text(evidence.speed.taken))
 
 
 def _made(decisions: list[Decision]) -> tuple[str, ...]:

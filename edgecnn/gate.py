@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from pathlib import Path
 
 import numpy as np
 
 from edgecnn import __version__, stats
 from edgecnn.device import DeviceFacts, DeviceProfile
 from edgecnn.recipe import Budgets, Recipe
-from edgecnn.report import Check, Conditions, Report, State, now
+from edgecnn.report import Check, Conditions, Report, State, as_json, now, write_atomically
 from edgecnn.report.evidence import Array, Evidence, Measured, collect_outcomes, read_evidence
 from edgecnn.report.figures import all_figures, class_accuracies, discordant, distribution, timing_text
-from edgecnn.store import age_text
+from edgecnn.store import Artifact
 
 __all__ = ["Evidence", "collect_outcomes", "drop_check", "judge"]
 
@@ -20,7 +20,6 @@ MIN_IMAGES = 200  # below it the bounds of a paired difference are too coarse fo
 MIN_PAIRS = 4 * stats.BLOCK  # fewer blocks make no bootstrap
 MIN_P99_QUERIES = 1024
 NOISY = 0.05  # distance of the headline speed-up from the median of pairs
-OLD_SPEED_S = 3600.0
 
 
 def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: Evidence, *, run: str = "") -> Report:
@@ -48,6 +47,13 @@ def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: 
         distribution=distribution(measured.float_ms, measured.int8_ms, float_name, "INT8"),
         notes=_notes(profile, facts, measured, {figure.name: figure.value for figure in figures}),
     )
+
+
+def verdict(
+    out: Path, recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, *evidence: Artifact
+) -> None:  # fmt: skip
+    """Stage: `judge` as report.json; `evidence` in the order of Evidence's fields."""
+    write_atomically(out / "report.json", as_json(judge(recipe, profile, facts, Evidence(*evidence))).encode())
 
 
 def drop_check(name: str, b: int, c: int, n: int, limit: float, *, first: str = "float", second: str = "INT8") -> Check:
@@ -223,8 +229,6 @@ def _notes(
         notes.append(
             f"the device's float engine answers {100 * disagreement:.1f} % of the images differently from FP32"
         )
-    if measured.speed.measured and (age := _old(measured.speed.when)):
-        notes.append(f"latency was measured {age} ago; `--remeasure` takes it again")
     if facts.reachable and measured.speed.measured and not measured.speed.clocks_locked:
         notes.append("clocks were not locked: absolute times belong to this run, the ratio is what compares")
     return tuple(dict.fromkeys(notes))
@@ -232,14 +236,3 @@ def _notes(
 
 def _disagreement(first: Array, second: Array) -> float:
     return float(np.mean(first != second))
-
-
-def _old(when: str) -> str:
-    """The age of a kept measurement as text, empty when it is fresh or not dated."""
-    if not when:
-        return ""
-    taken = datetime.fromisoformat(when.replace("Z", "+00:00"))  # 3.10 does not read Z
-    if taken.tzinfo is None:
-        taken = taken.replace(tzinfo=timezone.utc)
-    seconds = (datetime.now(timezone.utc) - taken).total_seconds()
-    return age_text(seconds) if seconds > OLD_SPEED_S else ""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from edgecnn.data import prepare
 from edgecnn.errors import EdgeError
 from edgecnn.families.export import export
-from edgecnn.gate import Evidence, judge
+from edgecnn.gate import Evidence, verdict
 from edgecnn.quantize import quantize, typed_float
 from edgecnn.recipe import Recipe
 from edgecnn.recipe_file import load_device
-from edgecnn.report import CompiledFor, Report
+from edgecnn.report import CompiledFor, Report, read_report
 from edgecnn.score import score_reference
 from edgecnn.store import Artifact, Store
-from edgecnn.target import Target, offline
+from edgecnn.target import Target, connect
 from edgecnn.training import train
 
 
@@ -37,12 +37,13 @@ def build(recipe: Recipe, target: Target, store: Store) -> tuple[Report, Evidenc
     after = store.stage("score-int8", target.score, recipe.score, target.facts, engine, data)
     speed = store.measure("speed", target.time_pairs, recipe.bench, target.facts, base, engine)
     evidence = Evidence(data, plain, int8, base, engine, reference, before, after, speed)
-    return judge(recipe, target.profile, target.facts, evidence), evidence
+    report = store.stage("verdict", verdict, recipe, target.profile, target.facts, *evidence.artifacts())
+    return read_report(report.path), evidence
 
 
 def compile_beside(recipe: Recipe, name: str, store: Store) -> tuple[CompiledFor, Artifact | None]:
     """Make the INT8 engine of a further device, or check it where it can't be made; no verdict. Failure is a result."""
-    target = offline(load_device(name))
+    target = connect(load_device(name))
     data, plain = float_model(recipe, store)
     try:
         int8 = store.stage(f"quantize@{name}", quantize, recipe.quantize, target.scheme, plain, data)
@@ -55,5 +56,5 @@ def compile_beside(recipe: Recipe, name: str, store: Store) -> tuple[CompiledFor
 # The names that `--until` takes, in the order of the page.
 STAGES = (
     "data", "teacher", "train", "export", "quantize", "float", "compile-float", "compile-int8", "score-reference",
-    "score-float", "score-int8", "speed",
+    "score-float", "score-int8", "speed", "verdict",
 )  # fmt: skip

@@ -71,7 +71,11 @@ def _write(
         }
         (partial / "recipe.lock.yaml").write_text(yaml.safe_dump(lock, sort_keys=False, allow_unicode=True))
         write_report(report, partial, evidence=evidence)
-        os.rename(partial, run)
+        try:
+            os.rename(partial, run)
+        except OSError:
+            if not (run / "report.json").is_file():  # else another build of the same run was faster
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -40,11 +40,12 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage: its folder and the key of its inputs."""
+    """A finished stage: its folder and the key of its inputs; of a measurement also when it was taken."""
 
     stage: str
     key: str
     path: Path
+    taken: str = ""
 
     def json(self, name: str) -> Any:
         """One of its JSON files, parsed."""
@@ -135,7 +136,8 @@ class Store:
             write_json(self.root / "last" / f"{self.recipe}.{label}.json", {"key": key, "facts": facts})
         if self.until == label:
             raise Stopped(label)
-        return artifact
+        # What rests on a measurement rests on this one, not on any of the same inputs.
+        return replace(artifact, taken=artifact.json("stage.json")["made"]) if measurement else artifact
 
     # --- deciding ---
 
@@ -146,7 +148,7 @@ class Store:
             facts[f"{library} (library)"] = self.versions(library)
         for number, value in enumerate(inputs):
             if isinstance(value, Artifact):
-                facts[value.stage] = value.key
+                facts[value.stage] = f"{value.key} of {value.taken}" if value.taken else value.key
             elif isinstance(value, Spec):
                 for leaf, leaf_value in value.leaves():
                     facts[leaf] = self._leaf(leaf_value)
@@ -186,7 +188,7 @@ class Store:
             before, after = last.get(name, "absent"), facts.get(name, "absent")
             if before == after:
                 continue
-            if _is_digest(before) or _is_digest(after):
+            if _is_digest(before) or _is_digest(after) or isinstance(before, list) or isinstance(after, list):
                 changes.append(f"{name} changed")
             else:
                 changes.append(f"{name} {_shown(before)} → {_shown(after)}")
@@ -284,12 +286,12 @@ class Store:
 
 
 def _age(artifact: Artifact) -> str:
-    made = datetime.fromisoformat(artifact.json("stage.json")["made"])
-    return f"made {age_text((datetime.now(timezone.utc) - made).total_seconds())} ago"
+    return f"made {age_text(artifact.json('stage.json')['made'])} ago"
 
 
-def age_text(seconds: float) -> str:
-    """An age a person reads at a glance: `12 s`, `5 min`, `3 h`, `2 days`."""
+def age_text(made: str) -> str:
+    """The age of an ISO time stamp as a person reads it at a glance: `12 s`, `5 min`, `3 h`, `2 days`."""
+    seconds = (datetime.now(timezone.utc) - datetime.fromisoformat(made)).total_seconds()
     for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -297,7 +299,7 @@ def age_text(seconds: float) -> str:
 
 
 def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and len(value) in (32, 64) and all(c in "0123456789abcdef" for c in value)
+    return isinstance(value, str) and len(value) >= 32 and all(c in "0123456789abcdef" for c in value.split(" ")[0])
 
 
 def _shown(value: object) -> str:

@@ -65,7 +65,7 @@ class Offline:
 
     def time_pairs(self, out: Path, spec: BenchSpec, facts: DeviceFacts, base: Artifact, engine: Artifact) -> None:
         """See Target. Measures nothing and says so."""
-        jobs.write_speed(out, None, spec, facts, self.why)
+        jobs.write_speed(out, None, spec, facts, self.why.removeprefix("not run: "))
 
     def time_files(self, first: Path, second: Path, spec: BenchSpec) -> PairTimes | None:
         """See Target."""

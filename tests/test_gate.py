@@ -184,10 +184,6 @@ def test_a_noisy_machine_is_named(tmp_path):
     assert noisy.figure("pair_speedup").value == pytest.approx(1.0, rel=0.05)
 
 
-def test_the_age_of_a_kept_measurement_is_told(tmp_path):
-    assert any(note.startswith("latency was measured") for note in _judged(tmp_path, {}).notes)
-
-
 def test_the_figures_are_those_of_the_outcomes(tmp_path):
     report = _judged(tmp_path, {}, b=9, c=3)
     values = {figure.name: figure.value for figure in report.figures}

@@ -17,15 +17,18 @@ import onnx_ir as ir
 from edgecnn.device import Scheme
 from edgecnn.progress import track
 from edgecnn.quantize.calibrate import Calibration, Feeder
-from edgecnn.quantize.canonical import add_initializer
+from edgecnn.quantize.canonical import add_initializer, opset
 from edgecnn.quantize.histogram import merged
 from edgecnn.quantize.placement import LAYERS, Activation, Edge, Placement
 from edgecnn.quantize.ranges import METHODS, Grid, Method, activation_grid, activation_type, choose
 from edgecnn.quantize.rewrite import Grids, rewrite
 from edgecnn.quantize.sessions import expose, open_session, run
 
-IMAGES = 32
+PROBED = 32  # images for the error per tensor
+COMPARED = 64  # images for the comparison of whole models
 Range = tuple[float, float]
+_TINY = 1e-30
+_AXES_AS_INPUT = 18  # the opset since which the reductions take their axes as an input
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,17 @@ def by_method(method: Method, placement: Placement, calibration: Calibration, sc
 def automatic(feeder: Feeder, placement: Placement, calibration: Calibration, scheme: Scheme) -> Chosen:
     """Choose per tensor by measured error, then keep the best whole."""
     candidates = {method: by_method(method, placement, calibration, scheme) for method in METHODS}
-    sample = feeder.sample(IMAGES)
-    errors = _measured(feeder, sample, placement, [candidates[method] for method in METHODS], scheme)
-    ranges: dict[int, Range] = {}
-    methods: dict[int, str] = {}
-    for group in candidates["minmax"].ranges:
-        best = int(np.argmin([errors[group, number] for number in range(len(METHODS))]))
-        ranges[group] = candidates[METHODS[best]].ranges[group]
-        methods[group] = METHODS[best]
-    mixed = Chosen(ranges, methods)
-    whole = [mixed, *candidates.values()]
+    sample = feeder.sample(COMPARED)
+    errors = _measured(feeder, sample[:PROBED], placement, [candidates[method] for method in METHODS], scheme)
+    mixed = []
+    for measure in (0, 1):
+        ranges: dict[int, Range] = {}
+        methods: dict[int, str] = {}
+        for group in candidates["minmax"].ranges:
+            best = METHODS[int(np.argmin([errors[group, number][measure] for number in range(len(METHODS))]))]
+            ranges[group], methods[group] = candidates[best].ranges[group], best
+        mixed.append(Chosen(ranges, methods))
+    whole = [*mixed, *candidates.values()]
     quality = output_sqnr(feeder, sample, placement, [chosen.grids(placement, scheme) for chosen in whole], scheme)
     return whole[int(np.argmax(quality))]
 
@@ -97,8 +101,11 @@ def decibel(signal: float, noise: float) -> float:
 
 def _measured(
     feeder: Feeder, sample: list[int], placement: Placement, candidates: list[Chosen], scheme: Scheme
-) -> dict[tuple[int, int], float]:
-    """Relative error behind the consumers, by (group, candidate)."""
+) -> dict[tuple[int, int], np.ndarray]:
+    """Error behind the consumers over their output's power, by (group, candidate).
+
+    Two measures: of the outputs as a whole, and the mean over their channels, each against its own power.
+    """
     model = ir.serde.deserialize_model(ir.serde.serialize_model(feeder.model))
     probes = _Probes(model, scheme)
     for activation in placement.activations:
@@ -106,14 +113,18 @@ def _measured(
             grid = activation_grid(*chosen.ranges[activation.group], scheme)
             probes.add(activation, grid, (activation.group, number))
     session = open_session(expose(model, probes.outputs))
-    sums: dict[str, list[float]] = {name: [] for name in probes.outputs}
+    sums: dict[str, list[np.ndarray]] = {name: [] for name in probes.outputs}
     for feed in track(feeder.feeds(sample), "ranges", math.ceil(len(sample) / feeder.batch)):
         for name, value in zip(probes.outputs, run(session, feed), strict=True):
-            sums[name].append(float(value))
-    totals = {name: math.fsum(values) for name, values in sums.items()}
-    errors: dict[tuple[int, int], float] = {}
+            sums[name].append(value.astype(np.float64).reshape(-1))
+    totals = {name: np.asarray([math.fsum(c) for c in zip(*values, strict=True)]) for name, values in sums.items()}
+    errors: dict[tuple[int, int], np.ndarray] = {}
     for noise, power, key in probes.terms:
-        errors[key] = errors.get(key, 0.0) + totals[noise] / max(totals[power], 1e-30)
+        a, b = totals[noise], totals[power]
+        whole = a.sum() / max(b.sum(), _TINY)
+        # A channel that is almost silent must not decide: its power counts as a thousandth of the mean at least.
+        each = float(np.mean(a / np.maximum(b, max(1e-3 * b.mean(), _TINY))))
+        errors[key] = errors.get(key, np.zeros(2)) + np.asarray([whole, each])
     return errors
 
 
@@ -122,6 +133,7 @@ class _Probes:
 
     def __init__(self, model: ir.Model, scheme: Scheme) -> None:
         self.graph = model.graph
+        self.opset = opset(model)
         self.nodes = {node.name or "": node for node in model.graph}
         self.kind = activation_type(scheme)
         self.outputs: list[str] = []
@@ -136,6 +148,7 @@ class _Probes:
         readers = [self.nodes[edge.node] for edge in activation.edges if edge.index == 0 or self._adds(edge)]
         judged = [node for node in readers if node.op_type in LAYERS or node.op_type == "Add"]
         for reader in dict.fromkeys(judged) or [None]:
+            rank = len((value if reader is None else reader.outputs[0]).shape or ())
             behind = reader.name or "" if reader is not None and reader.op_type in LAYERS else ""
             same = (activation.tensor, behind, grid.scale, grid.zero_point)
             if same not in self.known:
@@ -144,7 +157,7 @@ class _Probes:
                     layer = ir.node(reader.op_type, [error, reader.inputs[1]], dict(reader.attributes))
                     self.graph.append(layer)
                     error = layer.outputs[0]
-                self.known[same] = self._power(error)
+                self.known[same] = self._power(error, rank)
             self.terms.append((self.known[same], self._signal(value if reader is None else reader.outputs[0]), key))
 
     def _adds(self, edge: Edge) -> bool:
@@ -159,8 +172,8 @@ class _Probes:
         self.graph.extend([quantize, dequantize, minus])
         return minus.outputs[0]
 
-    def _power(self, value: ir.Value) -> str:
-        node = ir.node("ReduceSumSquare", [value], {"keepdims": 0})
+    def _power(self, value: ir.Value, rank: int) -> str:
+        node = self._sum_square(value, rank)
         name = f"edgecnn.probe.{len(self.outputs)}"
         node.outputs[0].name = name
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
@@ -168,8 +181,15 @@ class _Probes:
         self.outputs.append(name)
         return name
 
+    def _sum_square(self, value: ir.Value, rank: int) -> ir.Node:
+        axes = [axis for axis in range(rank) if axis != 1]
+        if self.opset < _AXES_AS_INPUT:
+            return ir.node("ReduceSumSquare", [value], {"keepdims": 0, "axes": axes})
+        listed = add_initializer(self.graph, "probe_axes", np.asarray(axes, np.int64))
+        return ir.node("ReduceSumSquare", [value, listed], {"keepdims": 0})
+
     def _signal(self, value: ir.Value) -> str:
         name = value.name or ""
         if name not in self.powers:
-            self.powers[name] = self._power(value)
+            self.powers[name] = self._power(value, len(value.shape or ()))
         return self.powers[name]

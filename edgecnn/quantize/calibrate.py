@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -87,6 +88,7 @@ class Feeder:
             images = np.concatenate([images, np.repeat(images[-1:], self.batch - len(images), axis=0)])
         return self.contract.feed(images)
 
+    @cached_property
     def digests(self) -> list[str]:
         """SHA-256 of each image's pixels."""
         found = []
@@ -97,8 +99,7 @@ class Feeder:
 
     def sample(self, most: int) -> list[int]:
         """Indices of up to `most` images, chosen by their content so that the order of the set does not matter."""
-        digests = self.digests()
-        return sorted(range(self.count), key=lambda index: digests[index])[:most]
+        return sorted(range(self.count), key=lambda index: self.digests[index])[:most]
 
 
 def _check_images(images: np.ndarray, contract: IoContract) -> None:
@@ -138,5 +139,5 @@ def calibrate(feeder: Feeder, tensors: list[str]) -> Calibration:
                     f"tensor `{name}` takes a value that is {error} on calibration image {number * feeder.batch}",
                     "the float model itself overflows there: check its weights and its input's normalization",
                 ) from error
-    digest = hashlib.sha256("".join(sorted(feeder.digests())).encode()).hexdigest()
+    digest = hashlib.sha256("".join(sorted(feeder.digests)).encode()).hexdigest()
     return Calibration(histograms, feeder.count, digest, feeder.batch, time.monotonic() - start)

@@ -87,8 +87,9 @@ def storable_scales(scales: np.ndarray, scheme: Scheme) -> np.ndarray:
     if scheme.islands == "float32":
         return np.maximum(positive, np.finfo(np.float32).tiny)
     half = np.minimum(positive, np.finfo(np.float16).max).astype(np.float16)
-    half = np.where(half.astype(np.float32) < positive, np.nextafter(half, np.float16(np.inf)), half)
-    return np.minimum(half, np.finfo(np.float16).max).astype(np.float32)
+    larger = half.view(np.uint16) + np.uint16(1)  # the next FP16 number: all are positive
+    raised = np.where(half.astype(np.float32) < positive, larger.view(np.float16), half)
+    return np.minimum(raised, np.finfo(np.float16).max).astype(np.float32)
 
 
 def _percentile(histogram: Histogram) -> tuple[float, float]:

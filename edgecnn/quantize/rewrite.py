@@ -21,21 +21,17 @@ METADATA_KEY = "edgecnn.quantize"
 Grids = dict[str, Grid]
 
 
-def rewrite(
-    model: ir.Model, placement: Placement, grids: Grids, scheme: Scheme, *, scales_as_inputs: bool = False
-) -> ir.Model:
+def rewrite(model: ir.Model, placement: Placement, grids: Grids, scheme: Scheme) -> ir.Model:
     """A new model with Q/DQ; `model` is left as it is.
 
     Args:
         grids: scale and zero-point by tensor name, for every activation of the placement.
-        scales_as_inputs: activation scales become graph inputs named `<tensor>_scale` (float32 scalars), so that one
-            session can try many; for choosing ranges only.
     """
     copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
     graph = copy.graph
     nodes = {node.name: node for node in graph}
     for activation in placement.activations:
-        _insert(graph, activation, nodes, grids[activation.tensor], scheme, scales_as_inputs)
+        _insert(graph, activation, nodes, grids[activation.tensor], scheme)
     originals: dict[tuple[str, int], tuple[ir.Value, IntegerWeight]] = {}
     for weight in placement.weights:
         _insert_weight(graph, weight, nodes, grids, scheme, originals, placement)
@@ -45,17 +41,12 @@ def rewrite(
 
 
 def _insert(
-    graph: ir.Graph, activation: Activation, nodes: dict[str | None, ir.Node], grid: Grid, scheme: Scheme,
-    as_input: bool,
-) -> None:  # fmt: skip
+    graph: ir.Graph, activation: Activation, nodes: dict[str | None, ir.Node], grid: Grid, scheme: Scheme
+) -> None:
     value = next(v for v in _values(graph, activation, nodes) if v.name == activation.tensor)
     kind = activation_type(scheme)
     name = activation.tensor
-    if as_input:
-        scale = ir.Value(name=f"{name}_scale", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.FLOAT))
-        graph.inputs.append(scale)
-    else:
-        scale = add_initializer(graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
+    scale = add_initializer(graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
     zero = add_initializer(graph, f"{name}_zero_point", np.asarray(grid.zero_point, kind))
     quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}_QuantizeLinear")
     dequantize = ir.node(

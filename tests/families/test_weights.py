@@ -52,9 +52,7 @@ class Attack:
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     mark, path = tmp_path / "ran", tmp_path / "net.pt"
     torch.save({"weight": Attack(mark)}, path)
-    with pytest.raises(
-        EdgeError, match=r"is a pickle that holds more than weights: it asks for `posix.system`"
-    ) as told:
+    with pytest.raises(EdgeError, match=r"holds more than weights: it asks for `posix.system`") as told:
         read_weights(path)
     assert "runs no code from a weights file" in told.value.hint
     assert not mark.exists()
@@ -91,9 +89,7 @@ def test_other_contents(tmp_path: Path) -> None:
 def test_shapes_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "wide.pt"
     torch.save(small.create(spec(name="gap-m"), 10, 3).state_dict(), path)
-    with pytest.raises(
-        EdgeError, match=r"don't fit the network: `features\.0\.0\.weight` is \(32, 3, 3, 3\), wanted \(16"
-    ):
+    with pytest.raises(EdgeError, match=r"don't fit .*: `features\.0\.0\.weight` is \(32, 3, 3, 3\), wanted \(16"):
         small.create(spec(path), 10, 3, new_head=True)
 
 
@@ -128,7 +124,7 @@ def test_half_precision_and_missing_counters_are_taken() -> None:
     assert {value.dtype for value in net.state_dict().values()} == {torch.float32, torch.int64}
 
 
-@pytest.mark.parametrize(("file", "top1"), [("resnet20_jpeg_finetuned.pt", 87.68), ("resnet56-4bfd9763.th", 83.20)])
+@pytest.mark.parametrize(("file", "top1"), [("resnet20_jpeg_finetuned.pt", 87.68), ("resnet32-d509ac18.th", 82.56)])
 def test_published_weights_score_as_published(packs: Path, file: str, top1: float) -> None:
     from PIL import Image
 

@@ -86,10 +86,11 @@ def contract(channels: int = 3, size: int = 8, name: str = "image") -> IoContrac
     return IoContract(
         task="classify",
         input=InputContract(
-            name=name, layout="NCHW", dtype="float32", range=(0.0, 1.0), size=(size, size), channels=channels, color="rgb",
-            fit="stretch",
+            name=name, layout="NCHW", dtype="float32", range=(0.0, 1.0), size=(size, size), channels=channels,
+            color="rgb", fit="stretch",
         ),
-        normalization=None, normalization_inside=True, outputs=(OutputContract(name="out", meaning="logits"),), classes=(),
+        normalization=None, normalization_inside=True, classes=(),
+        outputs=(OutputContract(name="out", meaning="logits"),),
     )  # fmt: skip
 
 

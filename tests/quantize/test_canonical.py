@@ -197,6 +197,6 @@ def test_a_tensor_of_dynamic_rank(tmp_path: Path) -> None:
 def test_an_already_quantized_graph(tmp_path: Path) -> None:
     net = Net(3)
     scale, zero = net.constant("s", np.float32(0.1)), net.constant("z", np.int8(0))
-    path = net.save(tmp_path / "m.onnx", net.op("DequantizeLinear", net.op("QuantizeLinear", "image", scale, zero, name="q"),
-                                                scale, zero), rank=4)  # fmt: skip
+    integers = net.op("QuantizeLinear", "image", scale, zero, name="q")
+    path = net.save(tmp_path / "m.onnx", net.op("DequantizeLinear", integers, scale, zero), rank=4)
     assert "is already quantized: node `q` is a QuantizeLinear" in refused(path)

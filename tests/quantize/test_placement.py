@@ -39,7 +39,8 @@ def test_residual_add_gets_qdq_on_its_skip_input_only(tmp_path: Path) -> None:
         "flatten_out": [("head", 0)],
     }
     assert [(w.node, w.tensor, w.axis) for w in found.weights] == [
-        ("stem", "stem.weight", 0), ("first", "first.weight", 0), ("second", "second.weight", 0), ("head", "head.weight", 0),
+        ("stem", "stem.weight", 0), ("first", "first.weight", 0), ("second", "second.weight", 0),
+        ("head", "head.weight", 0),
     ]  # fmt: skip
 
 

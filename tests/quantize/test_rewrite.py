@@ -53,8 +53,8 @@ def two_pixels() -> Pictures:
 
 def test_golden_conv_for_tensorrt(tmp_path: Path) -> None:
     scheme = TENSORRT.model_copy(update={"islands": "float32"})
-    quantize_model(tmp_path, QuantizeSpec(images=1, ranges="minmax"), scheme, one_conv(tmp_path / "m.onnx"), two_pixels(),
-                   contract(size=2))  # fmt: skip
+    spec = QuantizeSpec(images=1, ranges="minmax")
+    quantize_model(tmp_path, spec, scheme, one_conv(tmp_path / "m.onnx"), two_pixels(), contract(size=2))
     model = onnx.load(str(tmp_path / "model.onnx"))
     assert [node.op_type for node in model.graph.node] == [
         "QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "Conv",
@@ -73,8 +73,8 @@ def test_golden_conv_for_tensorrt(tmp_path: Path) -> None:
 
 
 def test_golden_conv_for_onnxruntime(tmp_path: Path) -> None:
-    quantize_model(tmp_path, QuantizeSpec(images=1, ranges="minmax"), CPU_7BIT, one_conv(tmp_path / "m.onnx"), two_pixels(),
-                   contract(size=2))  # fmt: skip
+    spec = QuantizeSpec(images=1, ranges="minmax")
+    quantize_model(tmp_path, spec, CPU_7BIT, one_conv(tmp_path / "m.onnx"), two_pixels(), contract(size=2))
     found = weights(onnx.load(str(tmp_path / "model.onnx")))
     assert found["image_scale"] == np.float32(1.0 / 255.0)
     assert found["image_zero_point"].dtype == np.uint8
@@ -82,7 +82,7 @@ def test_golden_conv_for_onnxruntime(tmp_path: Path) -> None:
     assert np.array_equal(found["w_quantized"][:, 0, 0, 0], np.full(8, 64, np.int8))
     assert found["b_quantized"].dtype == np.int32
     np.testing.assert_allclose(found["b_scale"], found["w_scale"] / np.float32(255.0), rtol=1e-6)
-    np.testing.assert_allclose(found["b_quantized"] * found["b_scale"], np.arange(8), atol=1e-4)
+    np.testing.assert_allclose(found["b_quantized"] * found["b_scale"], np.arange(8), atol=3e-4)
 
 
 def test_a_channel_of_zeros_and_a_dead_channel_with_a_bias(tmp_path: Path) -> None:
@@ -105,9 +105,7 @@ def test_weights_with_infinity_are_refused(tmp_path: Path) -> None:
     weight[0, 0] = np.inf
     path = net.save(tmp_path / "m.onnx", net.op("Conv", "image", net.constant("w", weight)), rank=4)
     black = Pictures(np.full((1, 2, 2, 3), 9, np.uint8))
-    with pytest.raises(
-        EdgeError, match="weight `w` holds NaN or infinity|is infinite on calibration image 0|that is NaN"
-    ):
+    with pytest.raises(EdgeError, match="weight `w` holds NaN or infinity"):
         quantize_model(tmp_path, QuantizeSpec(images=1), TENSORRT, path, black, contract(size=2))
 
 

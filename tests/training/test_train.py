@@ -136,10 +136,8 @@ def test_nothing_to_take(tmp_path: Path, digits: Artifact, role: str) -> None:
 def test_nan_loss_names_the_step_and_keeps_the_checkpoint(trained: Any, tmp_path: Path) -> None:
     folder = trained(epochs=1)
     kept = (folder / "resume" / "last.pt").read_bytes()
-    with pytest.raises(
-        EdgeError, match=r"loss is not a number \(epoch 2, step \d+\); the checkpoint of epoch 1"
-    ) as told:
-        trained(out=folder, epochs=3, lr=1e30, optimizer="sgd", warmup_epochs=0)
+    with pytest.raises(EdgeError, match=r"not a number \(epoch 2, step \d+\); the checkpoint of epoch 1") as told:
+        trained(out=folder, epochs=3, lr=1e30, warmup_epochs=0)
     assert "lower `train.lr` (now 1e+30)" in told.value.hint
     assert (folder / "resume" / "last.pt").read_bytes() == kept
 

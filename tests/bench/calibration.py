@@ -1,0 +1,181 @@
+"""Calibration's memory and speed, by hand: `python tests/bench/calibration.py` (needs torch, torchvision).
+
+Memory: peak RssAnon of a fresh process that quantizes ResNet-18 (random weights, 224 px) with 64 and with 960 images.
+Speed: entropy ranges of the same 128 images, ours (the whole of quantize_model) against onnxruntime.quantization's
+entropy calibrator (quantize_static), each in a fresh process, one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+SIZE = 224
+
+
+class Pictures:
+    """Random images, made when they are read: the set itself takes no memory."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, start: int, stop: int) -> np.ndarray:
+        return np.stack(
+            [np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), np.uint8) for i in range(start, stop)]
+        )
+
+
+def export(path: Path) -> None:
+    """ResNet-18 with random weights, float NCHW input, dynamic batch."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None).eval()
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    torch.onnx.export(
+        model, (torch.zeros(2, 3, SIZE, SIZE),), str(path), dynamo=True, opset_version=19, input_names=["image"],
+        output_names=["logits"], dynamic_shapes=(batch,), external_data=False, verbose=False,
+    )  # fmt: skip
+
+
+def ours(model: Path, images: int, ranges: str) -> None:
+    """Quantize for TensorRT with so many images."""
+    from edgecnn.device import Scheme
+    from edgecnn.io_contract import InputContract, IoContract
+    from edgecnn.quantize import quantize_model
+    from edgecnn.recipe import QuantizeSpec
+
+    scheme = Scheme(activations="int8-symmetric", islands="float16", placement="tensorrt")
+    image = InputContract(
+        name="image",
+        layout="NCHW",
+        dtype="float32",
+        range=(0.0, 1.0),
+        size=(SIZE, SIZE),
+        channels=3,
+        color="rgb",
+        fit="crop",
+    )
+    contract = IoContract(
+        task="classify", input=image, normalization=None, normalization_inside=True, outputs=(), classes=()
+    )  # fmt: skip
+    spec = QuantizeSpec.model_validate({"images": images, "ranges": ranges})
+    with tempfile.TemporaryDirectory() as out:
+        quantize_model(Path(out), spec, scheme, model, Pictures(images), contract)
+
+
+def theirs(model: Path, images: int) -> None:
+    """onnxruntime.quantization: symmetric S8S8, per-channel weights, entropy."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # an untyped library
+        def __init__(self) -> None:
+            pictures = Pictures(images)
+            self.feeds = iter(pictures.batch(i, i + 1) for i in range(images))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.feeds, None)
+            return (
+                None if image is None else {"image": image.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)}
+            )
+
+    with tempfile.TemporaryDirectory() as out:
+        quantize_static(
+            str(model), str(Path(out) / "q.onnx"), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.Entropy,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+        )  # fmt: skip
+
+
+def watched(work: Callable[[], None]) -> dict[str, float]:
+    """Run, sampling this process's RssAnon every 5 ms: seconds and peak in MB."""
+    peak, done = 0, threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("RssAnon"):
+                    peak = max(peak, int(line.split()[1]))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    start = time.monotonic()
+    work()
+    seconds = time.monotonic() - start
+    done.set()
+    thread.join()
+    return {"seconds": seconds, "peak_mb": peak / 1000}
+
+
+def fresh(*arguments: str) -> dict[str, float]:
+    """This script in a new process; its last line is JSON."""
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--few", type=int, default=64, help="images of the small run")
+    parser.add_argument("--many", type=int, default=960, help="images of the large run")
+    parser.add_argument("--ranges", default="auto", help="range method of the memory runs")
+    parser.add_argument("--entropy", type=int, default=128, help="images of the speed comparison; 0 leaves it out")
+    parser.add_argument("--child", nargs=4, metavar=("WHO", "MODEL", "IMAGES", "RANGES"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        who, model, images, ranges = given.child
+        work = (
+            (lambda: ours(Path(model), int(images), ranges))
+            if who == "ours"
+            else (lambda: theirs(Path(model), int(images)))
+        )
+        print(json.dumps(watched(work)))
+        return
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "onnx", "numpy"))
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {libraries}")
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(Path(folder) / "resnet18.onnx")
+        export(Path(model))
+        few = fresh("--child", "ours", model, str(given.few), given.ranges)
+        many = fresh("--child", "ours", model, str(given.many), given.ranges)
+        for count, found in ((given.few, few), (given.many, many)):
+            peak, seconds = found["peak_mb"], found["seconds"]
+            print(f"memory, {given.ranges}, {count} images: peak RssAnon {peak:.0f} MB, {seconds:.1f} s")
+        print(f"memory ratio {given.many}/{given.few}: {many['peak_mb'] / few['peak_mb']:.3f}")
+        if given.entropy:
+            mine = fresh("--child", "ours", model, str(given.entropy), "entropy")
+            peer = fresh("--child", "theirs", model, str(given.entropy), "entropy")
+            for name, found in (("edgecnn", mine), ("onnxruntime", peer)):
+                print(
+                    f"entropy, {given.entropy} images, {name}: {found['seconds']:.1f} s, peak {found['peak_mb']:.0f} MB"
+                )
+            print(f"entropy speed: {peer['seconds'] / mine['seconds']:.1f} times faster than onnxruntime.quantization")
+
+
+if __name__ == "__main__":
+    main()

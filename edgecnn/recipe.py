@@ -142,6 +142,7 @@ class TrainSpec(Spec):
     workers: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = None  # of a CPU run; None: all cores. Another count, other last bits
     distill: DistillSpec | None = None
 
 

@@ -22,7 +22,7 @@ from edgecnn.quantize.histogram import merged
 from edgecnn.quantize.placement import LAYERS, Activation, Edge, Placement
 from edgecnn.quantize.ranges import METHODS, Grid, Method, activation_grid, activation_type, choose
 from edgecnn.quantize.rewrite import Grids, rewrite
-from edgecnn.quantize.sessions import expose, open_session, run
+from edgecnn.quantize.sessions import expose, open_session, run_each
 
 PROBED = 32  # images for the error per tensor
 COMPARED = 64  # images for the comparison of whole models
@@ -77,15 +77,16 @@ def output_sqnr(
     feeder: Feeder, sample: list[int], placement: Placement, grids: list[Grids], scheme: Scheme
 ) -> list[float]:
     """SQNR in dB of the float-simulated outputs for several sets of scales, over the sampled images."""
-    reference = open_session(feeder.model, simulate=True)
+    reference = open_session(feeder.model)
     feeds = list(feeder.feeds(sample))
-    exact = [run(reference, feed) for feed in feeds]
+    exact = list(run_each(reference, feeds))
     found = []
     for number, each in enumerate(grids):
         session = open_session(rewrite(feeder.model, placement, each, scheme), simulate=True)
         signal, noise = [], []
-        for feed, want in zip(track(feeds, f"compare {number + 1}/{len(grids)}"), exact, strict=True):
-            for a, b in zip(want, run(session, feed), strict=True):
+        outputs = track(run_each(session, feeds), f"compare {number + 1}/{len(grids)}", len(feeds))
+        for want, got in zip(exact, outputs, strict=True):
+            for a, b in zip(want, got, strict=True):
                 signal.append(float(np.square(a.astype(np.float64)).sum()))
                 noise.append(float(np.square(a.astype(np.float64) - b).sum()))
         found.append(decibel(math.fsum(signal), math.fsum(noise)))
@@ -114,8 +115,8 @@ def _measured(
             probes.add(activation, grid, (activation.group, number))
     session = open_session(expose(model, probes.outputs))
     sums: dict[str, list[np.ndarray]] = {name: [] for name in probes.outputs}
-    for feed in track(feeder.feeds(sample), "ranges", math.ceil(len(sample) / feeder.batch)):
-        for name, value in zip(probes.outputs, run(session, feed), strict=True):
+    for outputs in track(run_each(session, feeder.feeds(sample)), "ranges", math.ceil(len(sample) / feeder.batch)):
+        for name, value in zip(probes.outputs, outputs, strict=True):
             sums[name].append(value.astype(np.float64).reshape(-1))
     totals = {name: np.asarray([math.fsum(c) for c in zip(*values, strict=True)]) for name, values in sums.items()}
     errors: dict[tuple[int, int], np.ndarray] = {}

@@ -21,7 +21,7 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.progress import track
 from edgecnn.quantize.histogram import Histogram
-from edgecnn.quantize.sessions import Feeds, expose, open_session, run
+from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
 
 _READ = 8  # images read at a time
 
@@ -119,7 +119,7 @@ def _check_images(images: np.ndarray, contract: IoContract) -> None:
 def calibrate(feeder: Feeder, tensors: list[str]) -> Calibration:
     """Count the values of `tensors` over all images.
 
-    Memory: one inference and 64 KiB per tensor, however many images.
+    Memory: one inference per core and 64 KiB per tensor, however many images.
 
     Raises:
         EdgeError: a tensor takes a NaN or an infinite value.
@@ -128,9 +128,9 @@ def calibrate(feeder: Feeder, tensors: list[str]) -> Calibration:
     histograms = {name: Histogram() for name in tensors}
     session = open_session(expose(feeder.model, tensors))
     total = math.ceil(feeder.count / feeder.batch)
-    for number, feeds in enumerate(track(feeder.feeds(), "calibrate", total)):
+    for number, outputs in enumerate(track(run_each(session, feeder.feeds()), "calibrate", total)):
         last = min(feeder.batch, feeder.count - number * feeder.batch)
-        for name, values in zip(tensors, run(session, feeds), strict=True):
+        for name, values in zip(tensors, outputs, strict=True):
             real = values[:last] if last < feeder.batch and values.shape[:1] == (feeder.batch,) else values
             try:
                 histograms[name].add(real)

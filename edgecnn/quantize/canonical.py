@@ -16,7 +16,7 @@ import onnx_ir.passes.common as passes
 
 from edgecnn import progress
 from edgecnn.errors import EdgeError
-from edgecnn.quantize.check import load_checked
+from edgecnn.quantize.check import infer_shapes, load_checked
 from edgecnn.quantize.folding import fold_shapes
 
 TYPED_OPSET = 19  # the first whose QuantizeLinear takes FP16
@@ -103,8 +103,7 @@ def _raised(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 def _inferred(model: ir.Model) -> ir.Model:
     proto = ir.serde.serialize_model(model)
     del proto.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    return ir.serde.deserialize_model(inferred)
+    return ir.serde.deserialize_model(infer_shapes(proto))
 
 
 def _drop_dropout(graph: ir.Graph) -> None:

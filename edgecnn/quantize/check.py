@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnx
 from edgecnn.errors import EdgeError
 
 LOWEST_OPSET, HIGHEST_OPSET = 11, 23
+_SMALL = 256  # elements: what shape arithmetic may need the values of
 _QUANTIZED_OPS = frozenset({
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QLinearAdd",
     "QLinearGlobalAveragePool", "QLinearConcat", "QGemm", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu",
@@ -99,6 +101,29 @@ def _not_quantized(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
+def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with shapes inferred; weights stay out of onnx's copies of the graph, which is most of the time."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = model.graph
+    light.metadata_props.extend(model.metadata_props)
+    light.graph.name = graph.name
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, field).extend(getattr(graph, field))
+    large = []
+    given = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL or tensor.name in given:
+            light.graph.initializer.append(tensor)
+        else:
+            large.append(tensor)
+            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    if large:
+        del inferred.graph.input[-len(large) :]
+    inferred.graph.initializer.extend(large)
+    return inferred
+
+
 def _input_ranks(model: onnx.ModelProto, path: Path) -> None:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
@@ -114,7 +139,7 @@ def _input_ranks(model: onnx.ModelProto, path: Path) -> None:
 
 def _ranks(model: onnx.ModelProto, path: Path) -> None:
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = infer_shapes(model)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise EdgeError(f"shapes of `{path}` cannot be inferred: {reason}", "export the model again") from error

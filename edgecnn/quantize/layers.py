@@ -12,7 +12,7 @@ from edgecnn.progress import track
 from edgecnn.quantize.auto import decibel
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.placement import LAYERS, Graph
-from edgecnn.quantize.sessions import expose, open_session, run
+from edgecnn.quantize.sessions import expose, open_session, run_each
 
 IMAGES = 8
 
@@ -33,15 +33,17 @@ def layer_errors(feeder: Feeder, graph: Graph, quantized: ir.Model, sample: list
     watched = {node: tensor for node, tensor in watched.items() if tensor in present}
     outputs = [value.name or "" for value in graph.model.graph.outputs]
     names = list(dict.fromkeys([*watched.values(), *outputs]))
-    exact_session = open_session(expose(graph.model, names), simulate=True)
+    exact_session = open_session(expose(graph.model, names))
     session = open_session(expose(quantized, names), simulate=True)
     signal: dict[str, list[float]] = {name: [] for name in names}
     noise: dict[str, list[float]] = {name: [] for name in names}
     equal: list[bool] = []
-    for feed in track(feeder.feeds(sample), "layer errors", math.ceil(len(sample) / feeder.batch)):
-        for name, a, b in zip(names, run(exact_session, feed), run(session, feed), strict=True):
-            signal[name].append(float(np.square(a, dtype=np.float64).sum()))
-            noise[name].append(float(np.square(np.subtract(a, b, dtype=np.float64)).sum()))
+    feeds = list(feeder.feeds(sample))
+    pairs = zip(run_each(exact_session, feeds), run_each(session, feeds), strict=True)
+    for wanted, got in track(pairs, "layer errors", len(feeds)):
+        for name, a, b in zip(names, wanted, got, strict=True):
+            signal[name].append(_power(a))
+            noise[name].append(_power(a - b))
             if name == outputs[0]:
                 equal.extend((a.reshape(len(a), -1).argmax(1) == b.reshape(len(b), -1).argmax(1)).tolist())
     found = {name: decibel(math.fsum(signal[name]), math.fsum(noise[name])) for name in names}
@@ -52,3 +54,8 @@ def layer_errors(feeder: Feeder, graph: Graph, quantized: ir.Model, sample: list
         decibel(whole_signal, whole_noise),
         float(np.mean(equal)),
     )
+
+
+def _power(values: np.ndarray) -> float:
+    flat = values.reshape(-1)
+    return float(np.vdot(flat, flat))

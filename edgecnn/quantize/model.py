@@ -23,7 +23,10 @@ from edgecnn.quantize.placement import LAYERS, Graph, Placement, place
 from edgecnn.quantize.rewrite import Grids, rewrite, serialized
 from edgecnn.quantize.sessions import observe
 from edgecnn.quantize.typed import typed
+from edgecnn.quantize.weights import require_finite
 from edgecnn.recipe import QuantizeSpec
+
+_OBSERVED = 2  # images for shapes and for the extremes of tensors that calibration does not count
 
 
 def quantize_file(
@@ -38,9 +41,11 @@ def quantize_file(
     float_model = canonical(model)
     feeder = Feeder(float_model, contract, images, spec.images)
     sample = feeder.sample(LAYER_IMAGES)
-    shapes, bounds = observe(float_model, list(feeder.feeds(sample)))
+    shapes, bounds = observe(float_model, list(feeder.feeds(sample[:_OBSERVED])))
     graph = Graph(float_model, shapes)
     placement = place(graph, scheme, spec.keep_float)
+    for weight in placement.weights:
+        require_finite(weight.tensor, float_model.graph.initializers[weight.tensor].const_value.numpy())
     calibration = calibrate(feeder, [activation.tensor for activation in placement.activations])
     if spec.ranges == "auto":
         chosen = automatic(feeder, placement, calibration, scheme)

@@ -38,9 +38,8 @@ def integer_weight(
     Raises:
         EdgeError: the weight holds NaN or infinity.
     """
+    require_finite(name, weight)
     wide = weight.astype(np.float32)
-    if not np.isfinite(wide).all():
-        raise EdgeError(f"weight `{name}` holds NaN or infinity", "the model is broken: train or export it again")
     limit = 64 if scheme.weights == "int8-per-channel-7bit" else 127
     others = tuple(index for index in range(wide.ndim) if index != axis)
     scales = np.abs(wide).max(axis=others) / np.float32(limit)
@@ -50,6 +49,12 @@ def integer_weight(
     scales = storable_scales(scales, scheme)
     steps = np.rint(wide / _along(scales, axis, wide.ndim))
     return IntegerWeight(np.clip(steps, -limit, limit).astype(np.int8), scales, axis)
+
+
+def require_finite(name: str, weight: np.ndarray) -> None:
+    """Refuse a weight that no integers can stand for."""
+    if not np.isfinite(weight).all():
+        raise EdgeError(f"weight `{name}` holds NaN or infinity", "the model is broken: train or export it again")
 
 
 def integer_bias(bias: np.ndarray, input_scale: float, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -73,7 +73,7 @@ def train_network(job: TrainJob, net: nn.Module, index: Index, ranks: Ranks) -> 
     resume.mkdir(exist_ok=True)
     device = pick_device(train, ranks)
     kept = checkpoint.load(resume)
-    _prepare_torch(device, kept["threads"] if kept else None)
+    _prepare_torch(device, train.threads or (kept["threads"] if kept else None))
     run = _begin(job, net, index, ranks, device)
     if kept:
         _restore(run, kept)

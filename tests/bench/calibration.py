@@ -1,9 +1,10 @@
 """Calibration's memory and speed, by hand: `python tests/bench/calibration.py` (needs torch, torchvision).
 
 Memory: peak RssAnon of a fresh process that quantizes ResNet-18 (random weights, 224 px) with 64 and with 960 images.
-Speed: entropy ranges of the same 128 images, ours (the whole of quantize_model, its report included) against
-onnxruntime.quantization's entropy calibrator (quantize_static), each in a fresh process, one run. The clock starts once
-the libraries are imported. The float inferences alone, which both need, are timed too: they bound what can be gained.
+Speed: entropy ranges of the same 128 images, each side in a fresh process, one run, twice over: the ranges alone (ours
+from the file to a range per tensor, against onnxruntime.quantization's entropy calibrator), and the whole commands
+(quantize_model with its per-layer report, against quantize_static). The clock starts once the libraries are imported.
+The float inferences alone, which both need, are timed too: they bound what can be gained.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from edgecnn.device import Scheme
+from edgecnn.io_contract import InputContract, IoContract
+from edgecnn.recipe import QuantizeSpec
 
 SIZE = 224
 
@@ -56,13 +62,8 @@ def export(path: Path) -> None:
     )  # fmt: skip
 
 
-def ours(model: Path, images: int, ranges: str) -> None:
-    """Quantize for TensorRT with so many images."""
-    from edgecnn.device import Scheme
-    from edgecnn.io_contract import InputContract, IoContract
-    from edgecnn.quantize import quantize_model
-    from edgecnn.recipe import QuantizeSpec
-
+def scheme_and_contract() -> tuple[Scheme, IoContract]:
+    """TensorRT's scheme, and what ResNet-18 is fed."""
     scheme = Scheme(activations="int8-symmetric", islands="float16", placement="tensorrt")
     image = InputContract(
         name="image",
@@ -77,9 +78,34 @@ def ours(model: Path, images: int, ranges: str) -> None:
     contract = IoContract(
         task="classify", input=image, normalization=None, normalization_inside=True, outputs=(), classes=()
     )  # fmt: skip
+    return scheme, contract
+
+
+def ours(model: Path, images: int, ranges: str) -> None:
+    """Quantize for TensorRT with so many images."""
+    from edgecnn.quantize import quantize_model
+
+    scheme, contract = scheme_and_contract()
     spec = QuantizeSpec.model_validate({"images": images, "ranges": ranges})
     with tempfile.TemporaryDirectory() as out:
         quantize_model(Path(out), spec, scheme, model, Pictures(images), contract)
+
+
+def our_ranges(model: Path, images: int) -> None:
+    """From the file to an entropy range for every tensor that the TensorRT scheme quantizes."""
+    from edgecnn.quantize.auto import by_method
+    from edgecnn.quantize.calibrate import Feeder, calibrate
+    from edgecnn.quantize.canonical import canonical
+    from edgecnn.quantize.placement import Graph, place
+    from edgecnn.quantize.sessions import observe
+
+    scheme, contract = scheme_and_contract()
+    float_model = canonical(model)
+    feeder = Feeder(float_model, contract, Pictures(images), images)
+    shapes, _ = observe(float_model, list(feeder.feeds([0])))
+    placement = place(Graph(float_model, shapes), scheme)
+    calibration = calibrate(feeder, [activation.tensor for activation in placement.activations])
+    by_method("entropy", placement, calibration, scheme)
 
 
 def inference(model: Path, images: int) -> None:
@@ -92,15 +118,9 @@ def inference(model: Path, images: int) -> None:
         pass
 
 
-def theirs(model: Path, images: int) -> None:
-    """onnxruntime.quantization: symmetric S8S8, per-channel weights, entropy."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+def reader(images: int) -> Any:
+    """onnxruntime's calibration reader over the same images, one at a time."""
+    from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # an untyped library
         def __init__(self) -> None:
@@ -109,13 +129,34 @@ def theirs(model: Path, images: int) -> None:
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.feeds, None)
-            return (
-                None if image is None else {"image": image.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)}
-            )
+            if image is None:
+                return None
+            return {"image": image.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)}
+
+    return Reader()
+
+
+def their_ranges(model: Path, images: int) -> None:
+    """onnxruntime.quantization's entropy calibrator, over the operators that quantize_static calibrates."""
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    with tempfile.TemporaryDirectory() as out:
+        calibrator = create_calibrator(
+            str(model), list({*QDQRegistry, *QLinearOpsRegistry}), augmented_model_path=str(Path(out) / "a.onnx"),
+            calibrate_method=CalibrationMethod.Entropy, extra_options={"symmetric": True},
+        )  # fmt: skip
+        calibrator.collect_data(reader(images))
+        calibrator.compute_data()
+
+
+def theirs(model: Path, images: int) -> None:
+    """onnxruntime.quantization: symmetric S8S8, per-channel weights, entropy."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     with tempfile.TemporaryDirectory() as out:
         quantize_static(
-            str(model), str(Path(out) / "q.onnx"), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            str(model), str(Path(out) / "q.onnx"), reader(images), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.Entropy,
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
         )  # fmt: skip
@@ -168,6 +209,10 @@ def main() -> None:
                 found = watched(lambda: ours(Path(model), int(images), ranges))
             case "inference":
                 found = watched(lambda: inference(Path(model), int(images)))
+            case "our-ranges":
+                found = watched(lambda: our_ranges(Path(model), int(images)))
+            case "their-ranges":
+                found = watched(lambda: their_ranges(Path(model), int(images)))
             case _:
                 found = watched(lambda: theirs(Path(model), int(images)))
         print(json.dumps(found))
@@ -184,18 +229,23 @@ def main() -> None:
             print(f"memory, {given.ranges}, {count} images: peak RssAnon {peak:.0f} MB, {seconds:.1f} s")
         print(f"memory ratio {given.many}/{given.few}: {many['peak_mb'] / few['peak_mb']:.3f}")
         if given.entropy:
-            mine = fresh("--child", "ours", model, str(given.entropy), "entropy")
-            peer = fresh("--child", "theirs", model, str(given.entropy), "entropy")
-            bare = fresh("--child", "inference", model, str(given.entropy), "entropy")
-            for name, found in (("edgecnn", mine), ("onnxruntime", peer), ("inference alone", bare)):
-                wall, cpu, peak = found["seconds"], found["cpu_seconds"], found["peak_mb"]
-                print(
-                    f"entropy, {given.entropy} images, {name}: {wall:.1f} s, processor {cpu:.1f} s, peak {peak:.0f} MB"
-                )
-            wall, cpu = (peer[key] / mine[key] for key in ("seconds", "cpu_seconds"))
-            print(
-                f"entropy, times faster than onnxruntime.quantization: {wall:.1f} by clock, {cpu:.1f} by processor time"
-            )
+            compare(model, str(given.entropy))
+
+
+def compare(model: str, images: str) -> None:
+    """Print both comparisons of speed."""
+    bare = fresh("--child", "inference", model, images, "entropy")
+    print(f"inference alone, {images} images: {bare['seconds']:.1f} s")
+    for title, who, peer in (("ranges alone", "our-ranges", "their-ranges"), ("whole commands", "ours", "theirs")):
+        found = {
+            name: fresh("--child", child, model, images, "entropy")
+            for name, child in (("edgecnn", who), ("onnxruntime", peer))
+        }
+        for name, run in found.items():
+            wall, cpu, peak = run["seconds"], run["cpu_seconds"], run["peak_mb"]
+            print(f"entropy, {title}, {name}: {wall:.1f} s, processor {cpu:.1f} s, peak {peak:.0f} MB")
+        wall, cpu = (found["onnxruntime"][key] / found["edgecnn"][key] for key in ("seconds", "cpu_seconds"))
+        print(f"entropy, {title}: {wall:.1f} times faster by clock, {cpu:.1f} by processor time")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Work in a child process, so that a crash or an out-of-memory there is an error here, never a dead tool.
 
 Protocol: the child is `python -m MODULE JOB.json`. On stdout it prints one JSON object a line: progress
-({"task", "done", "total", "text"}), notes ({"note"}), and last {"result"} or {"error", "hint"}. Everything it prints to
-stderr is kept as its log. Its stdin is a pipe from the parent: when that closes, the parent is gone and the child ends.
+({"task", "done", "total", "text"}), notes ({"note"}), and last {"result"}, {"error", "hint"} or {"full_disk": path}.
+Everything it prints to stderr is kept as its log. Its stdin is a pipe from the parent: when that closes, the parent is
+gone and the child ends.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -15,11 +18,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgecnn import progress
+from edgecnn.disk import is_full
 from edgecnn.errors import EdgeError
 
 Json = dict[str, Any]
@@ -39,6 +42,7 @@ def run_child(
 
     Raises:
         EdgeError: the child reported an error, was killed (out of memory is named), or ended without a result.
+        OSError: ENOSPC, the disk was full there.
     """
     job_file = log.with_suffix(".job.json")
     job_file.write_text(json.dumps(job))
@@ -63,6 +67,8 @@ def run_child(
     if answer and "result" in answer and code == 0:
         result: Json = answer["result"]
         return result
+    if answer and "full_disk" in answer:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), answer["full_disk"])
     if answer and "error" in answer:
         raise EdgeError(answer["error"], answer.get("hint", ""))
     raise EdgeError(_ending(module, code), f"the end of its log:\n{_tail(log)}")
@@ -72,7 +78,7 @@ def run_child(
 _shared_locks: list[int] = []
 
 
-@contextmanager
+@contextlib.contextmanager
 def sharing_lock(descriptor: int) -> Iterator[None]:
     """Hand a lock's file descriptor to every child started meanwhile."""
     _shared_locks.append(descriptor)
@@ -86,7 +92,7 @@ def _follow(child: subprocess.Popen[bytes]) -> Json | None:
     """Read the child's lines until its stdout ends; return the last result or error."""
     answer: Json | None = None
     shown = progress.current()
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         tasks: dict[str, progress.Task] = {}
         assert child.stdout is not None
         for line in child.stdout:
@@ -142,7 +148,7 @@ class _Lines:
     def send(self, **message: object) -> None:
         print(json.dumps(message), file=self.out, flush=True)
 
-    @contextmanager
+    @contextlib.contextmanager
     def task(self, name: str, total: float | None) -> Iterator[progress.Task]:
         yield _LineTask(self, name, total)
 
@@ -181,14 +187,19 @@ def serve(work: Callable[[Json], Json]) -> None:
     except MemoryError:
         lines.send(error=f"out of memory in `{sys.argv[0]}`", hint="lower the batch or the image size")
     except Exception as error:  # noqa: BLE001  # the border of a process: everything becomes one line and a log
-        traceback.print_exc()
+        full = is_full(error, Path(sys.argv[1]).parent)
+        with contextlib.suppress(OSError):  # the log is on that disk
+            traceback.print_exc()
         text = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-        if "out of memory" in str(error).lower():
+        if full:
+            lines.send(full_disk=getattr(error, "filename", None) or str(Path(sys.argv[1]).parent))
+        elif "out of memory" in str(error).lower():
             lines.send(error=f"out of memory: {text}", hint="lower the batch or the image size")
         else:
             trace = "".join(traceback.format_exception(error)[-3:])
             lines.send(error=f"`{Path(sys.argv[0]).stem}` failed: {text}", hint=f"where:\n{trace.strip()}")
     else:
         lines.send(result=result)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(0)  # no waiting for native threads of an engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -298,18 +299,31 @@ def main() -> NoReturn:
     try:
         app()
     except EdgeError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"\nhint: {error.hint}", file=sys.stderr)
-        if "--json" in sys.argv:
-            print(json.dumps({"error": error.message, "hint": error.hint}))
-        sys.exit(2)
+        _refuse(error)
     except (KeyboardInterrupt, _Interrupted):
         print("\ninterrupted: finished stages are kept; the same command continues", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        from edgecnn.disk import DENIED, FULL, as_edge_error, full_disk
+
+        doing, path = f"`edgecnn {' '.join(sys.argv[1:2])}`", Path(error.filename or tempfile.gettempdir())
+        if error.errno in FULL:
+            _refuse(full_disk(f"running {doing}", path, path.parent))
+        if error.errno in DENIED:
+            _refuse(as_edge_error(error, doing))
+        raise  # a mistake of ours keeps its trace
     sys.exit(0)
+
+
+def _refuse(error: EdgeError) -> NoReturn:
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"\nhint: {error.hint}", file=sys.stderr)
+    if "--json" in sys.argv:
+        print(json.dumps({"error": error.message, "hint": error.hint}))
+    sys.exit(2)
 
 
 if __name__ == "__main__":

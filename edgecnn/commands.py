@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
-from edgecnn.needs import Need, check_writable, needs, refuse
+from edgecnn.needs import Need, check_library_names, check_writable, needs, refuse
+from edgecnn.recipe import Recipe
 from edgecnn.recipe_file import load_device, load_recipe
 from edgecnn.report import Report
 from edgecnn.store import Decision, Stopped, Store, age_text
@@ -60,8 +62,9 @@ def build_recipe(
 
     if until is not None and until not in STAGES:
         raise EdgeError(f"no stage `{until}`", f"stages: {', '.join(STAGES)}")
-    if trust_weights:
-        os.environ["EDGECNN_TRUST_WEIGHTS"] = "1"  # for the child processes that load them
+    check_library_names(loaded, lambda: _rehearsed(loaded, profile))
+    # For the child processes that load weights; a later build of the same program starts untrusting again.
+    os.environ["EDGECNN_TRUST_WEIGHTS"] = "1" if trust_weights else "0"
     store = Store(store_root(), recipe=loaded.name, until=until, remeasure=remeasure)
     try:
         report, evidence = build(loaded, connect(profile), store)
@@ -83,21 +86,32 @@ def _made(decisions: list[Decision]) -> tuple[str, ...]:
 def plan_recipe(
     recipe: str, *, device: str | None = None, sets: Sequence[str] = ()
 ) -> tuple[list[Decision], list[Need]]:
-    """What a build would run or keep, with reasons, and what is missing. Runs nothing."""
+    """What a build would run or keep, with reasons, and what is missing. Makes nothing.
+
+    Raises:
+        EdgeError: the recipe is wrong, or its family has no such model.
+    """
     loaded = load_recipe(recipe, sets, device)
     profile = load_device(loaded.device)
     found = needs(loaded, profile)
+    decisions = _rehearsed(loaded, profile)
+    if not found:
+        check_library_names(loaded, lambda: decisions)
+    return decisions, found
+
+
+def _rehearsed(recipe: Recipe, profile: DeviceProfile) -> list[Decision]:
     from edgecnn.pipeline import build, compile_beside
     from edgecnn.target import connect
 
-    store = Store(store_root(), recipe=loaded.name, rehearse=True)
+    store = Store(store_root(), recipe=recipe.name, rehearse=True)
     with contextlib.suppress(Stopped):
-        build(loaded, connect(profile), store)
-    for name in loaded.compile_for:
-        store.until = f"compile-int8@{name}"
+        build(recipe, connect(profile), store)
+    for name in recipe.compile_for:
+        store.until = f"compile-int8@{load_device(name).name}"
         with contextlib.suppress(Stopped):
-            compile_beside(loaded, name, store)
-    return list({decision.stage: decision for decision in store.decisions}.values()), found
+            compile_beside(recipe, name, store)
+    return list({decision.stage: decision for decision in store.decisions}.values())
 
 
 def resolve_run(path: Path) -> Path:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
-from edgecnn.spec import Spec
+from edgecnn.spec import FILE_NAME, Spec
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
@@ -27,7 +27,7 @@ class DeviceProfile(Spec):
     """A device file: facts with their source, safe to commit. No host name, no secret."""
 
     section: ClassVar[str] = "device"
-    name: str
+    name: Annotated[str, Field(pattern=FILE_NAME)]  # names folders and engines
     backend: BackendName
     architecture: Literal["x86_64", "aarch64"]
     compute_capability: str | None = None  # CUDA, as "8.7"

@@ -11,6 +11,10 @@ from pathlib import Path
 
 from edgecnn.errors import EdgeError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+SCARCE = 1 << 20  # bytes
+
 
 def clear_but_resume(out: Path) -> None:
     """Empty a stage's folder (made when missing) except for `resume/`."""
@@ -25,14 +29,35 @@ def clear_but_resume(out: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def as_edge_error(error: OSError, stage: str, root: Path) -> EdgeError:
-    """What an OSError in a stage means to a person; a full disk is named."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EdgeError(
-            f"the disk is full while making `{stage}`: {error.filename or root}",
-            f"free space on the disk of `{root}`, run `edgecnn clean`, or set EDGECNN_CACHE; finished stages are kept",
-        )
-    return EdgeError(f"`{stage}` failed: {error.strerror or error}: {error.filename or ''}".rstrip(": "), "")
+def drop_but_resume(out: Path) -> None:
+    """Remove what a failed stage leaves; only a `resume/` stays for its next try."""
+    clear_but_resume(out)
+    with contextlib.suppress(OSError):
+        out.rmdir()
+
+
+def is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error came of a full disk: numpy, torch and safetensors tell it in words only, or not even so."""
+    if isinstance(error, EdgeError):
+        return isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
+    if not isinstance(error, Exception):
+        return False
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    return "No space left on device" in str(error) or shutil.disk_usage(folder).free < SCARCE
+
+
+def full_disk(doing: str, path: object, disk_of: Path) -> EdgeError:
+    """The error of a full disk, met while `doing`, at `path`."""
+    return EdgeError(
+        f"the disk is full while {doing}: {path}",
+        f"free space on the disk of `{disk_of}`, run `edgecnn clean`, or set EDGECNN_CACHE; finished stages are kept",
+    )
+
+
+def as_edge_error(error: OSError, doing: str) -> EdgeError:
+    """What an OSError means to a person."""
+    return EdgeError(f"{doing} failed: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
 
 
 def write_json(path: Path, content: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -73,12 +74,14 @@ def quantize_foreign(
 
 def _deliver(source: Path, final: Path) -> Path:
     """Move a finished file into place in one step, also across file systems."""
+    partial = final.with_name(f".{final.name}.{os.getpid()}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.{os.getpid()}")
         shutil.copyfile(source, partial)
         os.replace(partial, final)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise EdgeError(f"cannot write `{final}`: {error.strerror}", "choose another folder with --out") from error
     return final
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
-from edgecnn.recipe import ModelSpec, Recipe
+from edgecnn.recipe import ModelSpec, QuantizeSpec, Recipe
+from edgecnn.recipe_file import load_device
+
+if TYPE_CHECKING:
+    from edgecnn.store import Artifact, Decision
 
 
 @dataclass(frozen=True)
@@ -24,14 +32,18 @@ def needs(recipe: Recipe, profile: DeviceProfile) -> list[Need]:
     """Everything a build of `recipe` would lack on this machine; looks only, loads nothing heavy.
 
     Raises:
-        EdgeError: the device cannot do what the recipe asks.
+        EdgeError: a device cannot do what the recipe asks, or family `small` has no such model.
     """
-    check_precision(recipe, profile)
+    for device in (profile, *map(load_device, recipe.compile_for)):
+        check_precision(recipe, device)
     from edgecnn import data, families
 
     found = [Need(*need) for need in data.missing(recipe.data)]
     models: list[ModelSpec] = [recipe.model, *([recipe.teacher] if recipe.teacher else [])]
-    found += [Need(*need) for model in models for need in families.missing(model)]
+    for model in models:
+        if model.family == "small":
+            families.check_name(model)
+        found += [Need(*need) for need in families.missing(model)]
     for name in ("torch", "safetensors", "onnxscript"):
         if importlib.util.find_spec(name) is None:
             found.append(Need(f"the Python package `{name}`", "this environment", "pip install 'edgecnn[train]'"))
@@ -47,6 +59,39 @@ def check_precision(recipe: Recipe, profile: DeviceProfile) -> None:
         )
 
 
+def check_library_names(recipe: Recipe, rehearsed: Callable[[], Sequence[Decision]]) -> None:
+    """Refuse a model that its library does not have before the images are prepared for it, not after.
+
+    Only where `train` or `teacher` will run, as `rehearsed` tells: a child process imports the library, for seconds.
+    """
+    stages = (("train", recipe.model), ("teacher", recipe.teacher))
+    foreign = [(stage, model) for stage, model in stages if model and model.family != "small"]
+    will_run = {decision.stage for decision in rehearsed() if not decision.kept} if foreign else set()
+    asked = [model for stage, model in foreign if stage in will_run]
+    if not asked:
+        return
+    from edgecnn.child import run_child
+
+    fields = set(ModelSpec.model_fields)
+    job = {"models": [[model.section, model.model_dump(mode="json", include=fields)] for model in asked]}
+    with tempfile.TemporaryDirectory(prefix="edgecnn-") as scratch:
+        run_child("edgecnn.families.names", job, Path(scratch, "names.log"))
+
+
+def check_calibration(spec: QuantizeSpec, data: Artifact) -> None:
+    """Refuse too few calibration images once the data is known: before training, not after it."""
+    if not data.path.is_dir():  # a rehearsal
+        return
+    from edgecnn.data import images
+
+    have = len(images(data.path, "calibrate"))
+    if spec.images > have:
+        raise EdgeError(
+            f"`quantize.images` asks for {spec.images} calibration images, but there are {have}",
+            f"lower `quantize.images` to {have} or give more images",
+        )
+
+
 def refuse(found: list[Need]) -> None:
     """Turn needs into one error, before any stage has run."""
     if found:
@@ -58,9 +103,6 @@ def refuse(found: list[Need]) -> None:
 
 def check_writable(folder: Path) -> None:
     """Refuse an output folder that can't be written, before any stage has run."""
-    import os
-    import tempfile
-
     nearest = folder.absolute()
     while not nearest.exists():
         nearest = nearest.parent

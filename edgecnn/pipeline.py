@@ -6,6 +6,7 @@ from edgecnn.data import prepare
 from edgecnn.errors import EdgeError
 from edgecnn.families.export import export
 from edgecnn.gate import Evidence, verdict
+from edgecnn.needs import check_calibration
 from edgecnn.quantize import quantize, typed_float
 from edgecnn.recipe import Recipe
 from edgecnn.recipe_file import load_device
@@ -19,6 +20,7 @@ from edgecnn.training import train
 def float_model(recipe: Recipe, store: Store) -> tuple[Artifact, Artifact]:
     """Labelled images → (data, float ONNX). Nothing here depends on a device."""
     data = store.stage("data", prepare, recipe.data, recipe.model.image_size)
+    check_calibration(recipe.quantize, data)
     teacher = store.stage("teacher", train, recipe.teacher, recipe.data, data, None) if recipe.teacher else None
     model = store.stage("train", train, recipe.student, recipe.data, data, teacher)
     plain = store.stage("export", export, recipe.export, recipe.model, model)
@@ -44,6 +46,7 @@ def build(recipe: Recipe, target: Target, store: Store) -> tuple[Report, Evidenc
 def compile_beside(recipe: Recipe, name: str, store: Store) -> tuple[CompiledFor, Artifact | None]:
     """Make the INT8 engine of a further device, or check it where it can't be made; no verdict. Failure is a result."""
     target = connect(load_device(name))
+    name = target.profile.name  # a device file may have been given by its path
     data, plain = float_model(recipe, store)
     try:
         int8 = store.stage(f"quantize@{name}", quantize, recipe.quantize, target.scheme, plain, data)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from edgecnn.spec import Spec
+from edgecnn.spec import FILE_NAME, Spec
 
 Task = Literal["classify"]
 FamilyName = Literal["small", "torchvision", "timm"]
@@ -218,7 +218,7 @@ class Budgets(Spec):
 class Recipe(Spec):
     """One model, one dataset, one device; everything a build may read."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=FILE_NAME)]
     task: Task = "classify"
     data: DataSpec
     model: ModelSpec

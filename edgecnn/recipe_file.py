@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,13 +212,21 @@ def _validate(kind: type[S], source: _Source, overridden: tuple[str, ...] = ()) 
         for detail in sorted(
             error.errors(), key=lambda d: d["type"] == "literal_error" and isinstance(d["input"], dict)
         ):
-            loc = tuple(part for part in detail["loc"] if not _is_branch(part))
+            loc = tuple(part for part in detail["loc"] if not _is_branch(part)) or _named_key(detail["msg"])
             key = ".".join(map(str, loc))
             from_set = any(key == o or key.startswith(f"{o}.") for o in overridden)
             where = "--set" if from_set else f"{source.path}:{source.line(loc)}"
             mistakes.setdefault(loc or (detail["msg"],), f"{where}: {_mistake(kind, detail, loc)}")
-        hint = "`edgecnn schema` lists every key, `edgecnn show RECIPE` every default" if kind is Recipe else ""
+        hint = "`edgecnn devices show cpu-x86` shows every key"
+        if kind is Recipe:
+            hint = "`edgecnn schema` lists every key, `edgecnn show RECIPE` every default"
         raise EdgeError("\n".join(mistakes.values()), hint) from None
+
+
+def _named_key(message: str) -> Loc:
+    """The key that a contradiction between sections names first: there is where a user looks."""
+    found = re.search(r"`([\w.]+)`", message)
+    return tuple(found.group(1).split(".")) if found else ()
 
 
 def _is_branch(part: str | int) -> bool:

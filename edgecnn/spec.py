@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # what names a folder or file on any system
+
 
 class Spec(BaseModel):
     """Everything read from a file: frozen, unknown keys refused. `section` names its place in the recipe."""

@@ -28,7 +28,7 @@ from typing import Any, Concatenate, ParamSpec
 from edgecnn import progress
 from edgecnn.child import sharing_lock
 from edgecnn.digests import Digests
-from edgecnn.disk import as_edge_error, clear_but_resume, fsync, write_json
+from edgecnn.disk import as_edge_error, clear_but_resume, drop_but_resume, fsync, full_disk, is_full, write_json
 from edgecnn.errors import EdgeError
 from edgecnn.spec import Spec
 from edgecnn.versions import Versions, code_version, decided_by, installed_version
@@ -242,11 +242,14 @@ class Store:
                 with sharing_lock(lock):
                     make(out, *inputs)
                 self._finish(artifact, out, facts, reasons, time.monotonic() - start)
-            except OSError as error:
-                clear_but_resume(out)
-                raise as_edge_error(error, artifact.stage, self.root) from error
-            except BaseException:
-                clear_but_resume(out)
+            except BaseException as error:
+                full = is_full(error, self.root)  # asked before what fills it goes
+                drop_but_resume(out)
+                if full:
+                    path = getattr(error, "filename", None) or self.root
+                    raise full_disk(f"making `{artifact.stage}`", path, self.root) from error
+                if isinstance(error, OSError):
+                    raise as_edge_error(error, f"`{artifact.stage}`") from error
                 raise
 
     def _finish(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -179,21 +177,6 @@ def test_two_builds_at_once_both_finish(tmp_path: Path) -> None:
     assert any("waiting for it" in errors for _, errors in outputs)
     made = [json.loads(text)["made"] for text, _ in outputs]
     assert not set(made[0]) & set(made[1])
-
-
-@pytest.mark.parametrize("seconds", [0.8, 2.5, 5.0])
-def test_ctrl_c_exits_130_and_the_rerun_continues(tmp_path: Path, seconds: float) -> None:
-    edgecnn = Edgecnn(tmp_path)
-    process = subprocess.Popen(
-        edgecnn.command("build", "small.yaml"), **edgecnn.options(), stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    assert edgecnn.build()["report"]["verdict"] == "pass"
 
 
 def test_scored_labels_do_not_reach_the_model(tmp_path: Path) -> None:

@@ -67,11 +67,7 @@ def load_family(name: FamilyName) -> Family:
 
 def check_name(model: ModelSpec) -> None:
     """Raise an EdgeError with the nearest name when the family has no such model. Imports the family's library."""
-    if model.family == "small":
-        refuse_unknown(model, SMALL_NAMES)
-    else:
-        family = load_family(model.family)
-        refuse_unknown(model, family.names())
+    refuse_unknown(model, SMALL_NAMES if model.family == "small" else load_family(model.family).names())
 
 
 def refuse_unknown(model: ModelSpec, names: tuple[str, ...]) -> None:
@@ -104,8 +100,6 @@ def missing(model: ModelSpec) -> list[tuple[str, str, str]]:
             found.append((f"`{library}` is not installed", f"{model.section}.family", "pip install 'edgecnn[train]'"))
     if isinstance(model.weights, Path) and not model.weights.is_file():
         found.append((f"weights `{model.weights}` do not exist", f"{model.section}.weights", "correct the path"))
-    if model.family == "small" and model.name not in SMALL_NAMES:
-        found.append((f"no model `{model.name}`", f"{model.section}.name", nearest(model.name, SMALL_NAMES, "models")))
     return found
 
 

@@ -24,8 +24,11 @@ from edgecnn.quantize.ranges import METHODS, Grid, Method, activation_grid, acti
 from edgecnn.quantize.rewrite import Grids, rewrite
 from edgecnn.quantize.sessions import expose, open_session, run_each
 
-PROBED = 32  # images for the error per tensor
-COMPARED = 64  # images for the comparison of whole models
+# Images for the error per tensor and for the comparison of whole models, at 224 x 224; of smaller images, which hold
+# fewer values each, as many more, up to MOST: on 32 x 32 images 32 of them choose ranges that fit only those 32.
+PROBED = 32
+COMPARED = 64
+MOST = 256
 Range = tuple[float, float]
 _TINY = 1e-30
 _AXES_AS_INPUT = 18  # the opset since which the reductions take their axes as an input
@@ -58,8 +61,12 @@ def by_method(method: Method, placement: Placement, calibration: Calibration, sc
 def automatic(feeder: Feeder, placement: Placement, calibration: Calibration, scheme: Scheme) -> Chosen:
     """Choose per tensor by measured error, then keep the best whole."""
     candidates = {method: by_method(method, placement, calibration, scheme) for method in METHODS}
-    sample = feeder.sample(COMPARED)
-    errors = _measured(feeder, sample[:PROBED], placement, [candidates[method] for method in METHODS], scheme)
+    height, width = feeder.contract.input.size
+    more = max(1.0, 224 * 224 / (height * width))
+    sample = feeder.sample(min(MOST, round(COMPARED * more)))
+    errors = _measured(
+        feeder, sample[: min(MOST, round(PROBED * more))], placement, [candidates[method] for method in METHODS], scheme
+    )
     mixed = []
     for measure in (0, 1):
         ranges: dict[int, Range] = {}

@@ -53,9 +53,13 @@ def best_file(resume: Path, epoch: int) -> Path:
 
 def _atomic(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.part")
-    write(temporary)
-    _sync(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it would hold the last free bytes
+        raise
     _sync(path.parent)
 
 

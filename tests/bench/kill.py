@@ -25,7 +25,7 @@ name: killed
 data: {format: digits, color: gray}
 model: {family: small, name: gap-s, image_size: 8, normalize: half}
 teacher:
-  {family: small, name: gap-m, image_size: 8, normalize: half, train: {epochs: 2, lr: 0.003, augment: shift, threads: 1}}
+  {family: small, name: gap-m, image_size: 8, normalize: half, train: {epochs: 2, lr: 0.003, threads: 1}}
 train: {epochs: 3, batch: 64, lr: 0.003, augment: shift, ema: 0.99, threads: 1, distill: {method: dist}}
 quantize: {images: 64}
 bench: {min_pairs: 200, min_seconds: 0.2, max_seconds: 1.0}

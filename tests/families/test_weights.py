@@ -55,6 +55,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match=r"holds more than weights: it asks for `posix.system`") as told:
         read_weights(path)
     assert "runs no code from a weights file" in told.value.hint
+    assert "--trust-weights" in told.value.hint
     assert not mark.exists()
 
 
@@ -62,6 +63,17 @@ def test_a_whole_module_is_refused_by_class(tmp_path: Path) -> None:
     torch.save(small.create(spec(), 10, 3), tmp_path / "net.pt")
     with pytest.raises(EdgeError, match=r"it asks for `edgecnn.families.small.Gap`"):
         read_weights(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_whole_module_is_taken_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    net, path = small.create(spec(), 10, 3), tmp_path / "net.pt"
+    torch.save({"epoch": 3, "model": net} if wrapped else net, path)
+    monkeypatch.setenv("EDGECNN_TRUST_WEIGHTS", "1")
+    again = small.create(spec(path), 10, 3).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize(

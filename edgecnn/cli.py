@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -306,6 +305,8 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
+        import tempfile
+
         from edgecnn.disk import DENIED, FULL, as_edge_error, full_disk
 
         doing, path = f"`edgecnn {' '.join(sys.argv[1:2])}`", Path(error.filename or tempfile.gettempdir())

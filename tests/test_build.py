@@ -163,6 +163,16 @@ def test_jetson_without_board_is_incomplete(built: Edgecnn) -> None:
     built.build("--device", "jetson-orin-nano", "--strict", code=1)
 
 
+def test_compile_for_a_device_file_of_ones_own(built: Edgecnn) -> None:
+    device = built.folder / "board.yaml"
+    text = built("devices", "show", "jetson-orin-nano").stdout
+    device.write_text(text.replace("name: jetson-orin-nano", "name: my-board"))
+    document = built.build("--set", "compile_for=[./board.yaml]", code=(0, 3))
+    assert [found["device"] for found in document["report"]["compiled_for"]] == ["my-board"]
+    assert "compile-int8@my-board" in document["made"]
+    device.unlink()
+
+
 def test_two_builds_at_once_both_finish(tmp_path: Path) -> None:
     edgecnn = Edgecnn(tmp_path)
     both = [
@@ -224,14 +234,6 @@ def test_bad_input_exits_2_with_one_error(built: Edgecnn, arguments: list[str], 
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
     assert sorted(path for path in built.folder.rglob("*") if "store" not in path.parts) == before
-
-
-def test_int8_asked_of_a_device_without_it(built: Edgecnn) -> None:
-    device = built.folder / "fp16-only.yaml"
-    device.write_text(built("devices", "show", "jetson-orin-nano").stdout.replace("- int8\n", ""))
-    done = built("build", "small.yaml", "--device", str(device), code=2)
-    assert "INT8 is asked, but device `jetson-orin-nano` lists only" in done.stderr
-    device.unlink()
 
 
 def test_missing_data_is_named_by_plan_and_stops_build(built: Edgecnn) -> None:

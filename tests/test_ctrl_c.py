@@ -17,7 +17,8 @@ RECIPE = """\
 name: broken-off
 data: {format: digits, color: gray}
 model: {family: small, name: gap-s, image_size: 8, normalize: half}
-teacher: {family: small, name: gap-s, width: 2.0, image_size: 8, normalize: half, train: {epochs: 1, threads: 1, device: cpu}}
+teacher:
+  {family: small, name: gap-s, width: 2.0, image_size: 8, train: {epochs: 1, threads: 1, device: cpu}}
 train: {epochs: 3, threads: 1, device: cpu, augment: none, distill: {method: logits}}
 quantize: {images: 64}
 bench: {min_pairs: 64, min_seconds: 1.0, max_seconds: 1.5}

@@ -170,6 +170,24 @@ def test_full_disk(tmp_path: Path, code: int, words: str) -> None:
     assert not any(p.is_file() for p in (tmp_path / "partial").rglob("*"))
 
 
+def test_failed_stage_leaves_no_empty_folder(tmp_path: Path) -> None:
+    def fail(out: Path, seed: int) -> None:
+        (out / "half").write_text("half")
+        raise EdgeError("no such model")
+
+    with pytest.raises(EdgeError):
+        Store(tmp_path).stage("train", fail, 1)
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_full_disk_that_a_library_tells_in_words_only(tmp_path: Path) -> None:
+    def fill(out: Path, seed: int) -> None:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(EdgeError, match="the disk is full while making `train`"):
+        Store(tmp_path).stage("train", fill, 1)
+
+
 def test_really_full_disk(tmp_path: Path) -> None:
     """A tmpfs of 1 MB, filled by a stage: the real ENOSPC of the kernel."""
     small = tmp_path / "small"

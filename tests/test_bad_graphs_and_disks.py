@@ -1,0 +1,112 @@
+"""Graphs that `quantize` refuses, and disks that are full or locked: as in test_bad_input, by the real commands."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from bad_input_desk import Desk, make_desk
+
+pytestmark = pytest.mark.train
+needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return make_desk(tmp_path_factory.mktemp("desk"))
+
+
+# --- graphs ---
+
+
+@pytest.mark.parametrize(
+    ("model", "says", "hint"),
+    [
+        ("nowhere", "`nowhere.onnx` does not exist", "give the path of an ONNX file"),
+        ("junk", "`junk.onnx` is not a readable ONNX file", "export the model again"),
+        ("odd", "fails the onnx checker: Unrecognized attribute: nonsense for operator Conv", "export the model again"),
+        ("old", "`old.onnx` has opset 9 of ai.onnx; edgecnn takes 11 to 23", "export with opset 19"),
+        ("new", "`new.onnx` has opset 25 of ai.onnx; edgecnn takes 11 to 23", "export with opset 19"),
+        ("no-rank", "input `x` of `no-rank.onnx` has no rank", "export with a shape for every input"),
+        ("dynamic-rank", "has a tensor of dynamic rank: `any`, made by Reshape `free`", "number of dimensions"),
+        ("apart", "keeps the weights `w` in the file `apart.bin`, which is missing", "put `apart.bin` beside"),
+    ],
+)
+def test_graphs(desk: Desk, model: str, says: str, hint: str) -> None:
+    quantize = ("quantize", f"{model}.onnx", "--data", "images.npz", "--device", "cpu-x86", "--out", "out")
+    desk.refused(*quantize, says=says, hint=hint)
+
+
+@needs_rtx
+def test_a_graph_that_the_tensorrt_parser_refuses(desk: Desk) -> None:
+    quantize = ("quantize", "strange.onnx", "--data", "images.npz", "--device", "rtx-4060", "--images", "4")
+    says = "parser refuses node `strange` (Det) of `typed.onnx`: UNSUPPORTED_NODE"
+    desk.refused(*quantize, "--out", "out", says=says, hint="keep_float: [strange]")
+
+
+@pytest.mark.parametrize(
+    ("option", "says", "hint"),
+    [
+        (("--ranges", "mini"), "no range method `mini`", "did you mean `minmax`?"),
+        (("--device", "cpu-x68"), "no device `cpu-x68`", "did you mean `cpu-x86`?"),
+        (("--data", "nowhere"), "data path `nowhere` does not exist", "give an image folder"),
+        (("--input", "maen=0.5"), "--input has no `maen`", "did you mean `mean`?"),
+    ],
+)
+def test_options_of_quantize(desk: Desk, option: tuple[str, str], says: str, hint: str) -> None:
+    options = {"--data": "images.npz", "--device": "cpu-x86", "--out": "out", option[0]: option[1]}
+    desk.refused("quantize", "good.onnx", *(text for pair in options.items() for text in pair), says=says, hint=hint)
+
+
+# --- disks ---
+
+
+@contextmanager
+def disk(folder: Path, options: str) -> Iterator[Path]:
+    """A tmpfs at `folder`: the kernel's own ENOSPC and EROFS, for root too."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_full_disk_during_training(desk: Desk, tmp_path: Path) -> None:
+    with disk(tmp_path / "small", "size=350k") as small:
+        store = {"EDGECNN_CACHE": str(small / "store")}
+        says, hint = "the disk is full while making `train`: ", f"free space on the disk of `{small / 'store'}`"
+        desk.refused("build", "small.yaml", "--until", "train", says=says, hint=hint, **store)
+        assert not list(small.rglob("*.part"))
+        subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
+        done = desk("build", "small.yaml", "--until", "train", **store)
+        assert done.returncode == 0, done.stderr
+        assert "data: kept" in done.stderr
+
+
+def test_full_disk_in_a_stage_of_the_main_process(desk: Desk, tmp_path: Path) -> None:
+    with disk(tmp_path / "small", "size=96k") as small:
+        says, hint = "the disk is full while making `data`: ", "finished stages are kept"
+        desk.refused("build", "small.yaml", says=says, hint=hint, EDGECNN_CACHE=str(small / "store"))
+        assert not list(small.glob("store/stages/*/*"))
+
+
+def test_read_only_output_folder(desk: Desk, tmp_path: Path) -> None:
+    with disk(tmp_path / "locked", "ro") as locked:
+        says, hint = f"cannot write to the output folder `{locked}/runs`: Read-only file system", "choose another"
+        desk.refused("build", "small.yaml", "--out", f"{locked}/runs", says=says, hint=hint)
+        quantize = ("quantize", "good.onnx", "--data", "images.npz", "--device", "cpu-x86", "--out", f"{locked}/runs")
+        desk.refused(*quantize, says=says, hint=hint)
+        store = f"{locked}/store"
+        says = f"cannot write to the store `{store}`: Read-only file system"
+        desk.refused("build", "small.yaml", says=says, hint="set EDGECNN_CACHE", EDGECNN_CACHE=store)
+
+
+def test_output_folder_that_is_a_file(desk: Desk) -> None:
+    says = "cannot write to the output folder `small.yaml/runs`"
+    desk.refused("build", "small.yaml", "--out", "small.yaml/runs", says=says, hint="choose another with --out")

@@ -93,8 +93,8 @@ def test_mobilenetv3_jetson_on_a_small_image_folder(tmp_path: Path) -> None:
             for number in range(count):
                 Image.fromarray(picture(rng, label, 3, 48, 3)).save(folder / f"{number}.jpg")
     sets = (
-        f"data.root={tmp_path / 'images'}", "model.weights=null", "model.image_size=64", "train.epochs=1", "train.batch=16",
-        "train.workers=0", "quantize.images=16",
+        f"data.root={tmp_path / 'images'}", "model.weights=null", "model.image_size=64", "train.epochs=1",
+        "train.batch=16", "train.workers=0", "quantize.images=16",
     )  # fmt: skip
     document = build(tmp_path, "mobilenetv3_jetson", *sets, code=(3,))
     run = tmp_path / document["run"]

@@ -53,7 +53,7 @@ def by_method(method: Method, placement: Placement, calibration: Calibration, sc
     """Every tensor by one method; a group by the sum of its histograms."""
     ranges = {}
     for group, members in placement.groups().items():
-        histogram = merged([calibration.histograms[member.tensor] for member in members])
+        histogram = merged([calibration.histograms[member.tensor] for member in members if not member.pooled])
         ranges[group] = choose(method, histogram, scheme)
     return Chosen(ranges, dict.fromkeys(ranges, method))
 
@@ -116,7 +116,7 @@ def _measured(
     """
     model = ir.serde.deserialize_model(ir.serde.serialize_model(feeder.model))
     probes = _Probes(model, scheme)
-    for activation in placement.activations:
+    for activation in placement.counted:
         for number, chosen in enumerate(candidates):
             grid = activation_grid(*chosen.ranges[activation.group], scheme)
             probes.add(activation, grid, (activation.group, number))

@@ -46,7 +46,7 @@ def quantize_file(
     placement = place(graph, scheme, spec.keep_float)
     for weight in placement.weights:
         require_finite(weight.tensor, float_model.graph.initializers[weight.tensor].const_value.numpy())
-    calibration = calibrate(feeder, [activation.tensor for activation in placement.activations])
+    calibration = calibrate(feeder, [activation.tensor for activation in placement.counted])
     if spec.ranges == "auto":
         chosen = automatic(feeder, placement, calibration, scheme)
     else:

@@ -32,6 +32,7 @@ class Activation:
     edges: tuple[Edge, ...]
     group: int
     clamped: bool = False  # a ReLU or Clip makes it: its lowest value must be exactly representable
+    pooled: bool = False  # read only by MaxPools of its group: what matters of it are the values that they pass on
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Placement:
     def int8_layers(self) -> frozenset[str]:
         """Names of the MAC layers computed in INT8."""
         return frozenset(weight.node for weight in self.weights)
+
+    @property
+    def counted(self) -> tuple[Activation, ...]:
+        """Activations whose values decide their group's range."""
+        return tuple(activation for activation in self.activations if not activation.pooled)
 
     def groups(self) -> dict[int, list[Activation]]:
         """Activations by scale group, in the order of the graph."""
@@ -226,6 +232,7 @@ def assembled(
     """Activations in graph order, groups numbered in that order."""
     order = [value.name for value in graph.model.graph.inputs]
     order += [value.name for node in graph.nodes() for value in node.outputs]
+    readers_by_name = {node.name or "": node for node in graph.nodes()}
     numbers: dict[str, int] = {}
     result = []
     for name in order:
@@ -233,5 +240,11 @@ def assembled(
             continue
         number = numbers.setdefault(groups.find(name), len(numbers))
         sorted_edges = tuple(sorted(edges[name], key=lambda edge: (edge.node, edge.index)))
-        result.append(Activation(name, sorted_edges, number, name in clamped))
+        readers = [readers_by_name[edge.node] for edge in sorted_edges]
+        pooled = bool(readers) and all(
+            node.op_type == "MaxPool" and node.outputs[0].name in edges
+            and groups.find(node.outputs[0].name) == groups.find(name)
+            for node in readers
+        )  # fmt: skip
+        result.append(Activation(name, sorted_edges, number, name in clamped, pooled))
     return tuple(result)

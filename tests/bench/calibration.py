@@ -1,8 +1,8 @@
 """Calibration's memory and speed, by hand: `python tests/bench/calibration.py` (needs torch, torchvision).
 
 Memory: peak RssAnon of a fresh process that quantizes ResNet-18 (random weights, 224 px) with 64 and with 960 images.
-Speed: entropy ranges of the same 128 images, each side in a fresh process, one run, twice over: the ranges alone (ours
-from the file to a range per tensor, against onnxruntime.quantization's entropy calibrator), and the whole commands
+Speed: entropy ranges of the same 128 images, each side in a fresh process, one run, twice over: the ranges alone (from
+one prepared graph to a range per tensor, against onnxruntime.quantization's entropy calibrator), and the whole commands
 (quantize_model with its per-layer report, against quantize_static). The clock starts once the libraries are imported.
 The float inferences alone, which both need, are timed too: they bound what can be gained.
 """
@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from edgecnn.device import Scheme
 from edgecnn.io_contract import InputContract, IoContract
+from edgecnn.quantize.canonical import canonical
 from edgecnn.recipe import QuantizeSpec
 
 SIZE = 224
@@ -92,19 +94,18 @@ def ours(model: Path, images: int, ranges: str) -> None:
 
 
 def our_ranges(model: Path, images: int) -> None:
-    """From the file to an entropy range for every tensor that the TensorRT scheme quantizes."""
+    """From a prepared graph to an entropy range for every tensor that the TensorRT scheme quantizes."""
     from edgecnn.quantize.auto import by_method
     from edgecnn.quantize.calibrate import Feeder, calibrate
-    from edgecnn.quantize.canonical import canonical
     from edgecnn.quantize.placement import Graph, place
     from edgecnn.quantize.sessions import observe
 
     scheme, contract = scheme_and_contract()
-    float_model = canonical(model)
+    float_model = ir.load(model)
     feeder = Feeder(float_model, contract, Pictures(images), images)
     shapes, _ = observe(float_model, list(feeder.feeds([0])))
     placement = place(Graph(float_model, shapes), scheme)
-    calibration = calibrate(feeder, [activation.tensor for activation in placement.activations])
+    calibration = calibrate(feeder, [activation.tensor for activation in placement.counted])
     by_method("entropy", placement, calibration, scheme)
 
 
@@ -222,6 +223,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = str(Path(folder) / "resnet18.onnx")
         export(Path(model))
+        prepared = str(Path(folder) / "prepared.onnx")
+        ir.save(canonical(Path(model)), prepared)
         few = fresh("--child", "ours", model, str(given.few), given.ranges)
         many = fresh("--child", "ours", model, str(given.many), given.ranges)
         for count, found in ((given.few, few), (given.many, many)):
@@ -229,16 +232,17 @@ def main() -> None:
             print(f"memory, {given.ranges}, {count} images: peak RssAnon {peak:.0f} MB, {seconds:.1f} s")
         print(f"memory ratio {given.many}/{given.few}: {many['peak_mb'] / few['peak_mb']:.3f}")
         if given.entropy:
-            compare(model, str(given.entropy))
+            compare(model, prepared, str(given.entropy))
 
 
-def compare(model: str, images: str) -> None:
+def compare(model: str, prepared: str, images: str) -> None:
     """Print both comparisons of speed."""
     bare = fresh("--child", "inference", model, images, "entropy")
     print(f"inference alone, {images} images: {bare['seconds']:.1f} s")
-    for title, who, peer in (("ranges alone", "our-ranges", "their-ranges"), ("whole commands", "ours", "theirs")):
+    alone, whole = ("ranges alone", prepared, "our-ranges", "their-ranges"), ("whole commands", model, "ours", "theirs")
+    for title, file, who, peer in (alone, whole):
         found = {
-            name: fresh("--child", child, model, images, "entropy")
+            name: fresh("--child", child, file, images, "entropy")
             for name, child in (("edgecnn", who), ("onnxruntime", peer))
         }
         for name, run in found.items():

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from quantize_graphs import ARM, CPU, TENSORRT, Net, residual_net
 
 from edgecnn.device import Scheme
@@ -173,3 +175,28 @@ def test_a_graph_whose_layers_all_stay_float_is_refused(tmp_path: Path) -> None:
     net = Net(3)
     with pytest.raises(EdgeError, match="would stay float: it has no layer with weights"):
         placed(net.save(tmp_path / "n.onnx", net.op("Relu", "image"), rank=4), TENSORRT)
+
+
+def test_a_tensor_that_only_a_max_pool_reads_is_counted_behind_it() -> None:
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(0, 1, (16, 16, 3, 3)).astype(np.float32), name) for name in ("w1", "w2")
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("MaxPool", ["b"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p", "w2"], ["y"], "conv2", pads=[1, 1, 1, 1]),
+    ]
+    shape = [1, 16, 8, 8]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16, 4, 4])], weights,
+    )  # fmt: skip
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9))
+    shapes = {"x": (1, 16, 8, 8), "a": (1, 16, 8, 8), "b": (1, 16, 8, 8), "p": (1, 16, 4, 4), "y": (1, 16, 4, 4)}
+    placement = place(Graph(model, shapes), Scheme(activations="int8-symmetric", placement="tensorrt"))
+    pooled = {activation.tensor: activation.pooled for activation in placement.activations}
+    assert pooled == {"x": False, "b": True, "p": False}
+    assert {activation.group for activation in placement.activations if activation.tensor in "bp"} == {1}
+    assert [activation.tensor for activation in placement.counted] == ["x", "p"]

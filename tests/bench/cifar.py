@@ -1,7 +1,8 @@
 """The trained CIFAR-10 ResNets on all 10,000 test images, by hand: `EDGECNN_DATA=… python tests/bench/cifar.py`.
 
-Calibration images: `numpy.random.default_rng(0).permutation(50000)[:256]` of the training images. TensorRT's scheme is evaluated in float simulation (the rtx and jetson devices share it); the CPU's
-schemes run on this machine's kernels, 8-bit weights as they are where it has VNNI, and 7-bit weights anywhere.
+Calibration images: `numpy.random.default_rng(0).permutation(50000)[:256]` of the training images. TensorRT's scheme is
+evaluated in float simulation (the rtx and jetson devices share it); the CPU's schemes run on this machine's kernels,
+8-bit weights as they are where it has VNNI, and 7-bit weights anywhere.
 Prints one row a model and scheme: float and INT8 top-1, drop with one-sided 95 % Tango bounds, SQNR of the logits,
 INT8 share of MACs.
 """

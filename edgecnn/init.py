@@ -53,7 +53,7 @@ def ask_and_write(path: Path | None, *, task: str | None, data: str | None, devi
 
 def _look(data: str) -> _Found:
     if data == "digits":
-        return _Found("digits", 8, "gray", 1797)
+        return _Found("digits", 16, "gray", 1797)
     root = Path(data).expanduser()
     if not root.exists():
         raise EdgeError(

@@ -101,6 +101,24 @@ def test_quantize_change_reruns_only_what_follows(built: Edgecnn) -> None:
     assert run == ["quantize", "compile-int8", "score-int8", "speed"]
 
 
+def test_another_onnxruntime_reruns_what_it_decides(built: Edgecnn) -> None:
+    from edgecnn.pipeline import build
+    from edgecnn.recipe_file import load_device, load_recipe
+    from edgecnn.store import Stopped, Store, installed_version
+    from edgecnn.target import connect
+
+    def another(library: str) -> str:
+        return "99.0" if library == "onnxruntime" else installed_version(library)
+
+    store = Store(built.folder / "store", recipe="small", rehearse=True, versions=another)
+    with pytest.raises(Stopped):
+        build(load_recipe(str(built.recipe)), connect(load_device("cpu-x86")), store)
+    kept = [decision.stage for decision in store.decisions if decision.kept]
+    assert kept == ["data", "train", "export", "float"]
+    why = {decision.stage: decision.reasons for decision in store.decisions}
+    assert why["quantize"] == (f"onnxruntime (library) {installed_version('onnxruntime')} → 99.0",)
+
+
 def test_remeasure_takes_only_the_time_again(built: Edgecnn) -> None:
     assert built.build("--remeasure")["made"] == ["speed", "verdict"]
 

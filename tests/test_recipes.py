@@ -82,6 +82,13 @@ def test_faces_gap_on_a_small_label_table(tmp_path: Path) -> None:
     assert document["report"]["conditions"]["images"] == 40
     check = next(check for check in document["report"]["checks"] if check["name"] == "max_accuracy_drop")
     assert check["state"] == "not-enough-evidence"  # 40 images decide nothing
+    plan = ["plan", "faces_gap", "--json", *(part for key in sets for part in ("--set", key))]
+    unchanged = json.loads(edgecnn(tmp_path, *plan).stdout)["stages"]
+    assert {stage["stage"] for stage in unchanged if not stage["kept"]} <= {"speed"}  # bench.* was set for the build
+    Image.fromarray(picture(rng, 0, 4, 40, 1)[..., 0]).save(faces / "0.png")
+    changed = json.loads(edgecnn(tmp_path, *plan).stdout)["stages"]
+    assert not any(stage["kept"] for stage in changed)
+    assert changed[0]["why"] == ["data.root changed"]
 
 
 def test_mobilenetv3_jetson_on_a_small_image_folder(tmp_path: Path) -> None:

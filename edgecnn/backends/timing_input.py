@@ -11,9 +11,6 @@ import numpy as np
 from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.errors import EdgeError
 
-# The verdict's own limits (regression above 1.02, equal below 1.05): between them more pairs may decide.
-REGRESSION, EQUAL = 1.02, 1.05
-
 
 def feeds(inputs: tuple[TensorInfo, ...], batch: int, file: Path) -> Arrays:
     """Random arrays for these inputs, the same every time: uint8 0..255, floats 0..1, other integers 0 and 1.
@@ -50,15 +47,16 @@ def undecided_by(rule: str) -> Callable[[Any, Any], bool]:
     `speed`: it isn't clear which of the two is faster, or by more than the margins. `regression`: neither slower nor
     equal is shown.
     """
+    from edgecnn.baseline import latency_state
     from edgecnn.stats import pair_ratio
 
     def regression(first_ms: Any, second_ms: Any) -> bool:
-        ratio = pair_ratio(first_ms, second_ms)
-        return not (ratio.lower > REGRESSION or ratio.upper < EQUAL)
+        return latency_state(pair_ratio(first_ms, second_ms), len(first_ms)) == "not-enough-evidence"
 
     def speed(first_ms: Any, second_ms: Any) -> bool:
         ratio = pair_ratio(first_ms, second_ms)
-        return ratio.lower <= 1.0 <= ratio.upper or not (ratio.lower > REGRESSION or ratio.upper < EQUAL)
+        undecided = latency_state(ratio, len(first_ms)) == "not-enough-evidence"
+        return undecided or ratio.lower <= 1.0 <= ratio.upper
 
     match rule:
         case "speed":

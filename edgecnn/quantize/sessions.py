@@ -53,9 +53,14 @@ def expose(model: ir.Model, names: list[str]) -> onnx.ModelProto:
     """The model as a protobuf whose only outputs are the tensors `names`, in that order."""
     proto = ir.serde.serialize_model(model)
     known = {value.name: value for value in (*proto.graph.value_info, *proto.graph.output, *proto.graph.input)}
+    inputs = {value.name for value in proto.graph.input}
     del proto.graph.output[:]
     for name in names:
-        if name in known:
+        if name in inputs:
+            # A copy: some onnxruntime releases answer an input with the caller's own memory, which may be gone by then.
+            proto.graph.node.append(onnx.helper.make_node("Identity", [name], [f"edgecnn.seen.{name}"]))
+            proto.graph.output.add(name=f"edgecnn.seen.{name}").type.CopyFrom(known[name].type)
+        elif name in known:
             proto.graph.output.append(known[name])
         else:
             proto.graph.output.add(name=name)

@@ -81,6 +81,7 @@ def test_what_the_page_refers_to_is_there_once(html):
 
 
 def test_the_page_holds_verdict_checks_plots_tables_and_conditions(html, built):
+    pytest.importorskip("matplotlib")
     text = " ".join("".join(_page(html).text).split())
     assert "FAIL" in text
     assert "Over budget: min_speedup." in text
@@ -126,6 +127,7 @@ def test_names_are_text_and_never_markup(built):
 
 
 def test_of_many_classes_those_that_moved_are_plotted(built):
+    pytest.importorskip("matplotlib")
     classes = tuple(
         ClassAccuracy(
             name=f"class {number:04d}", images=50, float_accuracy=90.0, int8_accuracy=90.0 - (number % 7 == 0)
@@ -142,6 +144,7 @@ def test_of_many_classes_those_that_moved_are_plotted(built):
 
 @pytest.mark.parametrize("count", [1, 400])
 def test_few_and_many_layers_are_plotted(built, count):
+    pytest.importorskip("matplotlib")
     layers = tuple(
         LayerError(
             name=f"conv{number}", op="Conv", macs=1, int8=number % 5 > 0, why_float=None, sqnr_db=30.0 - number / 20

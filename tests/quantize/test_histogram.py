@@ -60,3 +60,16 @@ def test_merging_tensors_equals_counting_them_together() -> None:
 def test_what_is_not_finite_is_refused(value: float, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         counted(np.float32([1.0, value]))
+
+
+def test_of_a_large_tensor_a_part_is_counted_with_its_weight() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 400_000).astype(np.float32)
+    whole, parts = Histogram(), Histogram()
+    whole.add(values)
+    for part in np.array_split(values, 10):  # small enough to be counted in full
+        parts.add(part)
+    assert (whole.low, whole.high, whole.exponent) == (parts.low, parts.high, parts.exponent)
+    assert whole.counts.sum() == pytest.approx(parts.counts.sum(), rel=1e-4)
+    for share in (0.01, 0.5, 0.99):
+        found, exact = (np.searchsorted(np.cumsum(h.counts) / h.counts.sum(), share) for h in (whole, parts))
+        assert abs(int(found) - int(exact)) * whole.width < 0.06  # four standard errors of the outer quantiles

@@ -28,9 +28,9 @@ name: killed
 data: {format: arrays, root: digits.npz, color: gray}
 model: {family: small, name: gap-s, image_size: 8, normalize: half}
 teacher:
-  {family: small, name: gap-s, image_size: 8, normalize: half, train: {epochs: 2, batch: 128, lr: 0.003, threads: 1}}
+  {family: small, name: gap-s, image_size: 8, normalize: half, train: {epochs: 1, batch: 128, lr: 0.003, threads: 1}}
 train: {epochs: 2, batch: 128, lr: 0.003, augment: shift, ema: 0.99, threads: 1, distill: {method: dist}}
-quantize: {images: 64}
+quantize: {images: 16}
 bench: {min_pairs: 200, min_seconds: 0.1, max_seconds: 0.2}
 device: cpu-x86
 budgets: {max_accuracy_drop: 0.05}

@@ -88,10 +88,12 @@ def _accuracy(measured: Measured, float_name: str) -> Iterator[Figure]:
     reference, before, after = measured.reference, measured.before, measured.after
     n, metric = len(reference.label), metric_text(reference.file.metric)
     coverage = f"INT8 coverage {100 * measured.quantize.coverage.macs:.1f} % of MACs"
+    # Without the device its float engine was never run: what was scored is the graph.
+    float_title = "float graph, no engine run" if before.file.simulated else f"{float_name} engine"
     for name, title, scores in (
         ("reference_accuracy", f"{metric}, FP32 reference", reference),
-        ("float_accuracy", f"{metric}, {float_name} engine", before),
-        ("int8_accuracy", f"{metric}, INT8", after),
+        ("float_accuracy", f"{metric}, {float_title}", before),
+        ("int8_accuracy", f"{metric}, INT8{', simulated' if after.file.simulated else ''}", after),
     ):
         right = int(scores.right.sum())
         low, high = stats.wilson_interval(right, n)

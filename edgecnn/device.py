@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from edgecnn.errors import EdgeError
 from edgecnn.spec import FILE_NAME, Spec
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
@@ -37,6 +38,18 @@ class DeviceProfile(Spec):
     tensorrt_rules: Literal["10.3"] | None = None  # the table of rules its TensorRT is held to
     scheme: Scheme
     source: str
+
+    def require_int8(self) -> None:
+        """Refuse INT8 on a device whose file does not list it.
+
+        Raises:
+            EdgeError: always then; it names the device's precisions.
+        """
+        if "int8" not in self.precisions:
+            raise EdgeError(
+                f"INT8 is asked, but device `{self.name}` lists only {', '.join(self.precisions)}",
+                "pick a device that lists int8: `edgecnn devices list`",
+            )
 
     @field_validator("compute_capability", mode="before")
     @classmethod

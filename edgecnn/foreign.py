@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgecnn.data import load_images
 from edgecnn.device import DeviceProfile
@@ -16,7 +16,7 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import InputContract, IoContract, OutputContract, read_contract
 from edgecnn.needs import check_writable
 from edgecnn.quantize import check_onnx, quantize_model
-from edgecnn.recipe import Normalization, QuantizeSpec
+from edgecnn.recipe import Normalization, QuantizeSpec, RangeMethod
 from edgecnn.recipe_file import nearest_hint
 from edgecnn.store import Artifact
 from edgecnn.target import connect
@@ -36,18 +36,13 @@ def quantize_foreign(
     Raises:
         EdgeError: the model or images are unusable, the preprocessing is not told, or TensorRT's rules refuse.
     """
-    if "int8" not in profile.precisions:
-        raise EdgeError(
-            f"INT8 is asked, but device `{profile.name}` lists only {', '.join(profile.precisions)}",
-            "pick a device that lists int8: `edgecnn devices list`",
-        )
+    profile.require_int8()
     check_onnx(model)
     contract = contract_of(model, preprocessing)
     try:
         spec = QuantizeSpec.model_validate({"images": images, "ranges": ranges, "keep_float": keep_float})
     except ValueError:
-        methods = ["auto", "minmax", "percentile", "entropy", "mse"]
-        raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, methods)) from None
+        raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, get_args(RangeMethod))) from None
     check_writable(out)
     target = connect(profile)
     size = contract.input.size

@@ -35,7 +35,7 @@ def needs(recipe: Recipe, profile: DeviceProfile) -> list[Need]:
         EdgeError: a device cannot do what the recipe asks, or family `small` has no such model.
     """
     for device in (profile, *map(load_device, recipe.compile_for)):
-        check_precision(recipe, device)
+        device.require_int8()
     from edgecnn import data, families
 
     found = [Need(*need) for need in data.missing(recipe.data)]
@@ -48,15 +48,6 @@ def needs(recipe: Recipe, profile: DeviceProfile) -> list[Need]:
         if importlib.util.find_spec(name) is None:
             found.append(Need(f"the Python package `{name}`", "this environment", "pip install 'edgecnn[train]'"))
     return list(dict.fromkeys(found))
-
-
-def check_precision(recipe: Recipe, profile: DeviceProfile) -> None:
-    """Refuse INT8 on a device whose file does not list it."""
-    if recipe.quantize.precision not in profile.precisions:
-        raise EdgeError(
-            f"INT8 is asked, but device `{profile.name}` lists only {', '.join(profile.precisions)}",
-            "pick a device that lists int8: `edgecnn devices list`",
-        )
 
 
 def check_library_names(recipe: Recipe, rehearsed: Callable[[], Sequence[Decision]]) -> None:
@@ -84,12 +75,7 @@ def check_calibration(spec: QuantizeSpec, data: Artifact) -> None:
         return
     from edgecnn.data import images
 
-    have = len(images(data.path, "calibrate"))
-    if spec.images > have:
-        raise EdgeError(
-            f"`quantize.images` asks for {spec.images} calibration images, but there are {have}",
-            f"lower `quantize.images` to {have} or give more images",
-        )
+    spec.require_images(len(images(data.path, "calibrate")))
 
 
 def refuse(found: list[Need]) -> None:

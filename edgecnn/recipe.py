@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from edgecnn.errors import EdgeError
 from edgecnn.spec import FILE_NAME, Spec
 
 Task = Literal["classify"]
@@ -183,6 +184,18 @@ class QuantizeSpec(Spec):
     images: PositiveInt = 256
     ranges: RangeMethod = "auto"
     keep_float: tuple[str, ...] = ()  # node names, exact, that stay float
+
+    def require_images(self, have: int) -> None:
+        """Refuse to calibrate on fewer images than asked.
+
+        Raises:
+            EdgeError: always then; it names both numbers.
+        """
+        if self.images > have:
+            raise EdgeError(
+                f"`quantize.images` asks for {self.images} calibration images, but there are {have}",
+                f"lower `quantize.images` to {have} or give more images",
+            )
 
 
 class ScoreSpec(Spec):

@@ -78,15 +78,6 @@ def is_quantized(model: Path) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in loaded.graph.node)
 
 
-def require_precision(profile: DeviceProfile, quantized: bool) -> None:
-    """Refuse an INT8 graph on a device whose file does not list int8."""
-    if quantized and "int8" not in profile.precisions:
-        raise EdgeError(
-            f"INT8 is asked, but device `{profile.name}` lists only {', '.join(profile.precisions)}",
-            "pick a device that lists int8: `edgecnn devices list`",
-        )
-
-
 def take_graphs(out: Path, profile: DeviceProfile, model: Path) -> tuple[Path, bool]:
     """Copy a model's graphs into a compile stage; return the one to compile and whether it is quantized.
 
@@ -95,7 +86,8 @@ def take_graphs(out: Path, profile: DeviceProfile, model: Path) -> tuple[Path, b
     """
     graph = copy_graphs(model, out)
     quantized = is_quantized(graph)
-    require_precision(profile, quantized)
+    if quantized:
+        profile.require_int8()
     return graph, quantized
 
 

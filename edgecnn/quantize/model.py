@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from edgecnn import __version__, progress
 from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.quantize.auto import Chosen, automatic, by_method
 from edgecnn.quantize.calibrate import Calibration, Feeder, ImageSource, calibrate
@@ -33,11 +32,7 @@ def quantize_file(
     out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource, contract: IoContract
 ) -> None:
     """Write model.onnx, typed.onnx (with FP16 islands) and quantize.json under `out`; see `quantize_model`."""
-    if spec.images > len(images):
-        raise EdgeError(
-            f"`quantize.images` asks for {spec.images} calibration images, but there are {len(images)}",
-            f"lower `quantize.images` to {len(images)} or give more images",
-        )
+    spec.require_images(len(images))
     float_model = canonical(model)
     feeder = Feeder(float_model, contract, images, spec.images)
     sample = feeder.sample(LAYER_IMAGES)

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecnn import __version__, stats
+from edgecnn import __version__, baseline_boxes, stats
 from edgecnn.baseline_file import Baseline, Outcomes, read_baseline, read_outcomes, write_baseline
 from edgecnn.errors import EdgeError
 from edgecnn.gate import MIN_PAIRS, drop_check
 from edgecnn.report import Check, Figure, Report, State, now, read_report
-from edgecnn.report.evidence import SpeedFile, collect_outcomes
+from edgecnn.report.evidence import collect_outcomes
 from edgecnn.report.figures import distribution, timing_text
+from edgecnn.report.stage_files import SpeedFile
 
 __all__ = ["check", "collect_outcomes", "latency_state", "update"]
 
@@ -128,12 +129,18 @@ def _not_comparable(candidate: Report, outcomes: Outcomes, baseline: Baseline) -
             f" (digest {candidate.data_digest[:12]}, baseline {head.data_digest[:12]});"
             " make the baseline again with --update"
         )
-    if not np.array_equal(outcomes["label"], baseline.outcomes["label"]):
+    if baseline_boxes.is_detector(outcomes):
+        same = baseline_boxes.same_truth(outcomes, baseline.outcomes)
+    else:
+        same = np.array_equal(outcomes["label"], baseline.outcomes["label"])
+    if not same:
         return "not comparable: the labels of the scored images differ"
     return ""
 
 
 def _accuracy(before: Outcomes, after: Outcomes, max_regression: float) -> Check:
+    if baseline_boxes.is_detector(before):
+        return baseline_boxes.accuracy_check(before, after, max_regression)
     first, second = before["int8_outcome"] > 0.5, after["int8_outcome"] > 0.5
     b, c = int(np.sum(first & ~second)), int(np.sum(~first & second))
     return drop_check("max_regression", b, c, len(first), max_regression, first="the baseline", second="the candidate")
@@ -171,6 +178,12 @@ def _latency(run: Path, baseline: Baseline, time_files: TimeFiles | None) -> tup
 
 
 def _figures(before: Outcomes, after: Outcomes, accuracy: Check, latency: Check) -> tuple[Figure, ...]:
+    ratio = Figure(
+        name="latency_ratio", title="Latency, candidate / baseline", group="latency", value=latency.measured,
+        lower=latency.lower, upper=latency.upper, unit="x", conditions=latency.detail,
+    )  # fmt: skip
+    if baseline_boxes.is_detector(before):
+        return (*baseline_boxes.accuracy_figures(before, after, accuracy), ratio)
     n = len(before["label"])
 
     def proportion(name: str, title: str, outcome: NDArray[Any]) -> Figure:
@@ -191,10 +204,6 @@ def _figures(before: Outcomes, after: Outcomes, accuracy: Check, latency: Check)
         name="agreement", title="Same answer as the baseline", group="accuracy", unit="%",
         value=100 * float(np.mean(before["int8_predicted"] == after["int8_predicted"])),
         conditions=f"the same {n:,} images",
-    )  # fmt: skip
-    ratio = Figure(
-        name="latency_ratio", title="Latency, candidate / baseline", group="latency", value=latency.measured,
-        lower=latency.lower, upper=latency.upper, unit="x", conditions=latency.detail,
     )  # fmt: skip
     return (
         proportion("baseline_accuracy", "Baseline INT8", before["int8_outcome"]),

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from edgecnn.baseline_boxes import fault, is_detector
 from edgecnn.errors import EdgeError
 from edgecnn.report import Report, parse_report, write_atomically
 from edgecnn.report.evidence import outcomes_bytes
@@ -152,6 +153,10 @@ def read_outcomes(content: bytes, where: str) -> Outcomes:
                 raise ValueError("it unpacks to more than a gigabyte")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             outcomes = {name: file[name] for name in file.files}
+        if is_detector(outcomes):
+            if why := fault(outcomes):
+                raise ValueError(why)
+            return outcomes
         missing = [name for name in NEEDED if name not in outcomes]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")

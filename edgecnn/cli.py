@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from edgecnn.cli_devices import devices
+from edgecnn.cli_options import AsJson, InputText, Interrupted
+from edgecnn.cli_options import print_result as _print
+from edgecnn.cli_options import shown as _shown
+from edgecnn.cli_sensitivity import sensitivity
 from edgecnn.errors import EdgeError
 
 app = typer.Typer(
@@ -19,7 +22,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 pass, 1 a budget failed or a regression, 2 bad input, 3 incomplete or not enough evidence,"
     " 130 Ctrl-C.",
 )  # fmt: skip
-devices = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The device files that edgecnn knows.")
 app.add_typer(devices, name="devices")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packed recipe.")]
@@ -28,7 +30,6 @@ Sets = Annotated[
 ]
 DeviceName = Annotated[str | None, typer.Option("--device", help="Replace the recipe's device.")]
 Hosts = Annotated[list[str], typer.Option("--host", metavar="USER@HOST", help="A board to build, score and time on.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for programs.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Not enough evidence counts as failure (exit 1).")]
 
 
@@ -182,27 +183,40 @@ def report(
 @app.command()
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
-    data: Annotated[Path, typer.Option(help="Calibration images: image folder, label table, or .npz with `images`.")],
+    data: Annotated[
+        Path, typer.Option(help="Image folder, label table, .npz with `images`, or .npz with an array for each input.")
+    ],
     device: Annotated[str, typer.Option(help="A name from `edgecnn devices list`, or a device file.")],
     images: Annotated[int, typer.Option(min=1, help="How many calibration images.")] = 256,
     ranges: Annotated[str, typer.Option(help="auto, minmax, percentile, entropy or mse.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("quantized"),
-    input_: Annotated[
-        str, typer.Option("--input", help="A foreign model's preprocessing, as mean=0.5,std=0.5,layout=nchw,size=224.")
-    ] = "",
+    input_: InputText = "",
     keep_float: Annotated[list[str], typer.Option(help="A node that stays float, by name. Repeatable.")] = [],  # noqa: B006
-    as_json: AsJson = False,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(help="Accuracy budget, as 0.01 for one point: labelled images beside the calibration ones judge."),
+    ] = None,
+    recover: Annotated[
+        str, typer.Option(metavar="auto|off|RUNG", help="The last recovery rung that a missed budget may climb to.")
+    ] = "auto",
+    select_images: Annotated[int | None, typer.Option(min=1, help="At most so many images judge the budget.")] = None,
+    strict: Strict = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Quantize any ONNX file to INT8 for a device. Needs no torch."""
+    """Quantize any ONNX file to INT8 for a device. Needs torch only where a budget drives it to the learned rungs."""
     from edgecnn.commands import quantize_file
 
     with _shown(as_json):
         summary = quantize_file(
             model, data=data, device=device, images=images, ranges=ranges, out=out, preprocessing=input_,
-            keep_float=tuple(keep_float),
+            keep_float=tuple(keep_float), max_accuracy_drop=max_accuracy_drop, recover=recover,
+            select_images=select_images,
         )  # fmt: skip
     _print(as_json, summary.document, summary.text)
-    raise typer.Exit(0)
+    codes = {None: 0, "pass": 0, "fail": 1, "not-enough-evidence": 1 if strict else 3}
+    raise typer.Exit(codes[summary.document["verdict"]])
+
+
+app.command()(sensitivity)
 
 
 @app.command()
@@ -247,59 +261,13 @@ def clean(
     _print(as_json, result.document(), text)
 
 
-@devices.command("list")
-def devices_list(as_json: AsJson = False) -> None:
-    """List the packed device files."""
-    from edgecnn.recipe_file import load_device, packed
-
-    profiles = [load_device(name) for name in packed("devices")]
-    lines = [
-        f"{p.name:<18} {p.backend:<13} {'SM ' + p.compute_capability if p.compute_capability else '-':<9}"
-        f" {f'{p.memory_mb / 1024:.0f} GB' if p.memory_mb else '-':>7}  {', '.join(p.precisions)}"
-        for p in profiles
-    ]
-    _print(as_json, [p.model_dump(mode="json") for p in profiles], "\n".join(lines))
-
-
-@devices.command("show")
-def devices_show(name: str, as_json: AsJson = False) -> None:
-    """Print one device file with every default."""
-    import yaml
-
-    from edgecnn.recipe_file import load_device
-
-    document = load_device(name).model_dump(mode="json")
-    _print(as_json, document, yaml.safe_dump(document, sort_keys=False).rstrip())
-
-
-class _Interrupted(BaseException):
-    """Ctrl-C, in a form that the command framework passes on."""
-
-
-@contextmanager
-def _shown(as_json: bool) -> Iterator[None]:
-    """Progress on stderr: bars on a terminal, plain lines elsewhere and with --json."""
-    from edgecnn import progress
-
-    bars = sys.stderr.isatty() and sys.stdout.isatty() and not as_json
-    try:
-        with progress.showing(progress.Bars() if bars else progress.Plain()):
-            yield
-    except KeyboardInterrupt as interrupt:
-        raise _Interrupted from interrupt
-
-
-def _print(as_json: bool, document: object, text: str) -> None:
-    print(json.dumps(document, indent=1) if as_json else text)
-
-
 def main() -> NoReturn:
     """Run the command line; every EdgeError becomes one message and exit code 2, Ctrl-C 130."""
     try:
         app()
     except EdgeError as error:
         _refuse(error)
-    except (KeyboardInterrupt, _Interrupted):
+    except (KeyboardInterrupt, Interrupted):
         print("\ninterrupted: finished stages are kept; the same command continues", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

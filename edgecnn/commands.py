@@ -95,7 +95,7 @@ def plan_recipe(
     profile = load_device(loaded.device)
     found = needs(loaded, profile)
     decisions = _rehearsed(loaded, profile)
-    if not found:
+    if not any(need.stops for need in found):
         check_library_names(loaded, lambda: decisions)
     return decisions, found
 
@@ -145,7 +145,8 @@ def check_run(run: Path, baseline: Path, *, max_regression: float) -> Report:
 
 def quantize_file(
     model: Path, *, data: Path, device: str, images: int, ranges: str, out: Path, preprocessing: str,
-    keep_float: tuple[str, ...],
+    keep_float: tuple[str, ...], max_accuracy_drop: float | None = None, recover: str = "auto",
+    select_images: int | None = None,
 ) -> Summary:  # fmt: skip
     """Quantize any ONNX file for a device and write model.int8.onnx (and the typed one) and report.json to `out`."""
     from edgecnn.foreign import quantize_foreign
@@ -153,7 +154,8 @@ def quantize_file(
     return Summary(
         *quantize_foreign(
             model, data=data, profile=load_device(device), images=images, ranges=ranges, out=out,
-            preprocessing=preprocessing, keep_float=keep_float,
+            preprocessing=preprocessing, keep_float=keep_float, max_accuracy_drop=max_accuracy_drop, recover=recover,
+            select_images=select_images,
         )
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from edgecnn.errors import EdgeError
 from edgecnn.spec import FILE_NAME, Spec
 
-BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
 
 
@@ -19,9 +19,15 @@ class Scheme(Spec):
     section: ClassVar[str] = "scheme"
     activations: Literal["int8-symmetric", "int8-asymmetric", "uint8-asymmetric"]
     weights: Literal["int8-per-channel", "int8-per-channel-7bit"] = "int8-per-channel"
+    # Fewer bits than the INT8 that holds them: a stress test in float simulation, for no engine.
+    weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    activation_bits: Annotated[int, Field(ge=2, le=8)] = 8
     bias: Literal["float", "int32"] = "float"
     islands: Literal["float16", "float32"] = "float32"
-    placement: Literal["tensorrt", "onnxruntime"]
+    placement: Literal["tensorrt", "onnxruntime", "openvino"]
+    # With whose measured costs onnxruntime's islands are weighed: one that INT8 makes slower there stays float. None:
+    # every layer and operator that has an INT8 kernel gets it.
+    costs: Literal["x86-vnni", "x86", "arm64"] | None = None
 
 
 class DeviceProfile(Spec):
@@ -71,6 +77,12 @@ class DeviceFacts(Spec):
 
 def resolve(scheme: Scheme, facts: DeviceFacts) -> Scheme:
     """The effective scheme: without VNNI, x86 kernels saturate 16-bit sums of U8S8 products, so weights get 7 bits."""
-    if scheme.placement == "onnxruntime" and facts.vnni is False:
-        return scheme.model_copy(update={"weights": "int8-per-channel-7bit"})
-    return scheme
+    if scheme.placement == "tensorrt" or facts.vnni is not False:
+        return scheme
+    costs = "x86" if scheme.costs == "x86-vnni" else scheme.costs
+    return scheme.model_copy(update={"weights": "int8-per-channel-7bit", "costs": costs})
+
+
+def kernels(scheme: Scheme, facts: DeviceFacts) -> str:
+    """The CPU whose own INT8 kernels onnxruntime runs here for this scheme; '' where the float simulation must do."""
+    return facts.hardware if facts.reachable and scheme.placement == "onnxruntime" else ""

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from edgecnn.backends import trt
+from edgecnn.backends import openvino, trt
 from edgecnn.backends.cpu import Cpu, read_cpu
 from edgecnn.backends.gpu import Gpu, list_gpus
 from edgecnn.device import DeviceProfile
@@ -25,6 +25,7 @@ EXTRAS = {
     "train": "training and exporting models",
     "rtx": "engines for RTX GPUs, and the parser check of every TensorRT device",
     "tensorrt": "engines for an NVIDIA GPU in this machine",
+    "openvino": "the faster INT8 engine of x86 CPUs",
     "report": "plots in the HTML report",
 }
 SMALL_DISK = 5_000_000_000  # bytes; a classification build keeps one to three GB
@@ -204,6 +205,12 @@ def _device(here: Here, profile: DeviceProfile) -> Finding:
             if profile.architecture == here.cpu.architecture:
                 return Finding(topic, "ok", "run here: build, score, time")
             return Finding(topic, "ok", f"simulate only: this machine is {here.cpu.architecture}")
+        case "openvino":
+            if profile.architecture != here.cpu.architecture:
+                return Finding(topic, "ok", f"simulate only: this machine is {here.cpu.architecture}")
+            if (version := here.version("openvino")) == "absent":
+                return Finding(topic, "missing", "simulate only: OpenVINO is not installed", openvino.INSTALL)
+            return Finding(topic, "ok", f"run here: build, score, time (OpenVINO {version})")
         case "tensorrt-rtx":
             capability = profile.compute_capability or "unknown"
             if capability not in trt.RTX_CAPABILITIES:

@@ -8,11 +8,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from edgecnn.data import load_images
-from edgecnn.device import DeviceProfile
+from edgecnn.device import DeviceProfile, kernels
 from edgecnn.errors import EdgeError
+from edgecnn.foreign_budget import promise_of, recover_of, share_out, verdict_of
 from edgecnn.io_contract import InputContract, IoContract, OutputContract, read_contract
 from edgecnn.needs import check_writable
 from edgecnn.quantize import check_onnx, quantize_model
@@ -21,45 +21,64 @@ from edgecnn.recipe_file import nearest_hint
 from edgecnn.store import Artifact
 from edgecnn.target import connect
 
+if TYPE_CHECKING:
+    from edgecnn.quantize.arrays import NamedArrays
+
 KEYS = ("mean", "std", "layout", "size", "range", "color", "fit")
 FITS = ("letterbox", "crop", "stretch")
 
 
 def quantize_foreign(
     model: Path, *, data: Path, profile: DeviceProfile, images: int, ranges: str, out: Path, preprocessing: str,
-    keep_float: tuple[str, ...],
+    keep_float: tuple[str, ...], max_accuracy_drop: float | None = None, recover: str = "auto",
+    select_images: int | None = None,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Quantize `model` for `profile` and write the result to `out`; returns (JSON document, text).
+
+    With `max_accuracy_drop` the recovery ladder is climbed up to `recover`, judged on labelled images of `data` that do
+    not calibrate; a killed climb continues from `out/.climb`. The document's `verdict` says whether the budget holds.
 
     Files: model.int8.onnx, model.int8.typed.onnx (devices with FP16 islands), report.json; each appears whole.
 
     Raises:
-        EdgeError: the model or images are unusable, the preprocessing is not told, or TensorRT's rules refuse.
+        EdgeError: the model or images are unusable, the preprocessing is not told, TensorRT's rules refuse, or a budget
+            is given without labels or for a model that is no better than a constant answer.
     """
     profile.require_int8()
     check_onnx(model)
-    contract = contract_of(model, preprocessing)
+    feeds = feeds_of(model, data)
+    contract = contract_of(model, preprocessing) if feeds is None else None
+    promise, stop = promise_of(max_accuracy_drop), recover_of(recover)
+    most = {} if select_images is None else {"select_images": select_images}
     try:
-        spec = QuantizeSpec.model_validate({"images": images, "ranges": ranges, "keep_float": keep_float})
+        spec = QuantizeSpec.model_validate(
+            {"images": images, "ranges": ranges, "keep_float": keep_float, "recover": stop, **most}
+        )
     except ValueError:
         raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, get_args(RangeMethod))) from None
     check_writable(out)
     target = connect(profile)
-    size = contract.input.size
-    pixels, _ = load_images(data, size, contract.input.channels, contract.input.fit, limit=images, seed=0)
     with tempfile.TemporaryDirectory(prefix="edgecnn-") as scratch:
         made = Path(scratch, "quantize")
         made.mkdir()
-        quantize_model(made, spec, target.scheme, model, pixels, contract)
+        if contract is not None:
+            pixels, selected = share_out(data, contract, spec, promise)
+            quantize_model(
+                made, spec, target.scheme, model, pixels, contract, promise=promise, selected=selected,
+                kernels=kernels(target.scheme, target.facts), folder=out / ".climb" if selected else made / "resume",
+            )  # fmt: skip
+        elif feeds is not None:
+            quantize_model(made, spec, target.scheme, model, feeds, None, promise=promise)
         compiled = Path(scratch, "compile")
         compiled.mkdir()
         target.compile(compiled, profile, target.facts, Artifact("quantize", "", made))
         engine = json.loads((compiled / "engine.json").read_text())
         record = json.loads((made / "quantize.json").read_text())
         document = {
-            "schema_version": 1, "model": model.name, "device": profile.name, "input": contract.model_dump(mode="json"),
+            "schema_version": 1, "model": model.name, "device": profile.name,
+            "input": contract.model_dump(mode="json") if contract else {"arrays": feeds.shapes() if feeds else {}},
             "size_mb": {"float": model.stat().st_size / 1e6, "int8": (made / "model.onnx").stat().st_size / 1e6},
-            "checks": engine["checks"], "note": engine["note"], "quantize": record,
+            "checks": engine["checks"], "note": engine["note"], "verdict": verdict_of(record)[0], "quantize": record,
         }  # fmt: skip
         (made / "report.json").write_text(json.dumps(document, indent=1))
         names = {"model.onnx": "model.int8.onnx", "typed.onnx": "model.int8.typed.onnx", "report.json": "report.json"}
@@ -90,9 +109,55 @@ def _text(document: dict[str, Any], written: list[Path]) -> str:
         f"size           {sizes['float']:.2f} → {sizes['int8']:.2f} MB",
         *(f"{'passed' if c['passed'] else 'refused'}         {c['name']}" for c in document["checks"]),
         *([document["note"]] if document["note"] else []),
+        *_climb_text(record),
         *(f"wrote {path}" for path in written),
     ]
     return "\n".join(lines)
+
+
+def _climb_text(record: dict[str, Any]) -> list[str]:
+    """The ladder as it was climbed, and whether the budget holds; nothing without a budget."""
+    from edgecnn.report.figures import ladder
+    from edgecnn.report.stage_files import QuantizeFile
+    from edgecnn.report.wording import ladder_lines
+
+    state, sentence = verdict_of(record)
+    climbed = ladder(QuantizeFile.model_validate(record))
+    if state is None or climbed is None:
+        return []
+    split = (
+        f"{record['calibration']['images']:,} images calibrated, {record['ladder'][0]['images']:,} others judged"
+        f" ({climbed.judged})"
+    )
+    return ["", split, *ladder_lines(climbed), *record["recovery"]["notes"], sentence, ""]
+
+
+def feeds_of(model: Path, data: Path) -> NamedArrays | None:
+    """The arrays of an .npz that feed the model's inputs by name; None where `data` holds images.
+
+    A model with several inputs is always fed so; one with a single input if the file has an array of its name and no
+    `images` or `blob`.
+
+    Raises:
+        EdgeError: several inputs, and `data` is no .npz.
+    """
+    import onnx
+
+    from edgecnn.quantize.arrays import read_arrays
+
+    graph = onnx.load(str(model), load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value.name for value in graph.input if value.name not in weights]
+    if len(inputs) > 1 and data.suffix != ".npz":
+        raise EdgeError(
+            f"`{model}` has {len(inputs)} inputs ({', '.join(inputs)}), and `{data}` is no .npz file",
+            "give --data an .npz with one array per input, samples first: numpy.savez(path, **{name: array})",
+        )
+    if data.suffix != ".npz" or not data.is_file():
+        return None
+    arrays = read_arrays(data)
+    own = len(inputs) > 1 or (inputs[0] in arrays.arrays and not {"images", "blob"} & set(arrays.arrays))
+    return arrays if own else None
 
 
 def contract_of(model: Path, text: str) -> IoContract:

@@ -7,11 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from edgecnn import __version__, stats
+from edgecnn.average_precision import Matches, map_drop
 from edgecnn.device import DeviceFacts, DeviceProfile
 from edgecnn.recipe import Budgets, Recipe
 from edgecnn.report import Check, Conditions, Report, State, as_json, now, write_atomically
-from edgecnn.report.evidence import Array, Evidence, Measured, collect_outcomes, read_evidence
-from edgecnn.report.figures import all_figures, class_accuracies, discordant, distribution, timing_text
+from edgecnn.report.evidence import (
+    Array,
+    Classified,
+    Detected,
+    Evidence,
+    Measured,
+    collect_outcomes,
+    read_evidence,
+)
+from edgecnn.report.figures import all_figures, class_accuracies, discordant, distribution, ladder, timing_text
 from edgecnn.store import Artifact
 
 __all__ = ["Evidence", "collect_outcomes", "drop_check", "judge"]
@@ -44,6 +53,7 @@ def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: 
         figures=figures,
         classes=class_accuracies(measured),
         layers=measured.layers,
+        ladder=ladder(measured.quantize),
         distribution=distribution(measured.float_ms, measured.int8_ms, float_name, "INT8"),
         notes=_notes(profile, facts, measured, {figure.name: figure.value for figure in figures}),
     )
@@ -82,6 +92,24 @@ def drop_check(name: str, b: int, c: int, n: int, limit: float, *, first: str = 
     )  # fmt: skip
 
 
+def map_check(name: str, first: Matches, second: Matches, limit: float) -> Check:
+    """As `drop_check`, for mAP50-95: one-sided 95 % bounds of a paired bootstrap over images."""
+    drop, n = map_drop(first, second), first.images
+    state = drop_state(n, drop.lower, drop.upper, limit)
+    detail = f"paired bootstrap over {n:,} images, 1,000 resamples"
+    if state == "not-enough-evidence":
+        # The bounds shrink with the root of the number of images.
+        room, half = limit - drop.point, drop.upper - drop.point
+        needed = int(np.ceil(n * (half / room) ** 2)) if room > 0 else None
+        more = f"about {max(needed, MIN_IMAGES, n + 1):,} images would decide" if needed else "the drop is above it"
+        few = f"{n} images decide nothing" if n < MIN_IMAGES else "the bounds reach both sides of the limit"
+        detail = f"{few}, {more}; {detail}"
+    return Check(
+        name=name, state=state, measured=100 * drop.point, lower=100 * drop.lower, upper=100 * drop.upper,
+        limit=100 * limit, unit="points", detail=detail,
+    )  # fmt: skip
+
+
 def drop_state(n: int, lower: float, upper: float, limit: float) -> State:
     """The rule itself: n images, one-sided bounds of the drop and its limit, fractions of 1."""
     if n < MIN_IMAGES:
@@ -116,13 +144,13 @@ def _engine_note(measured: Measured) -> str:
 def _budgets(budgets: Budgets, measured: Measured) -> list[Check]:
     checks = []
     if budgets.max_accuracy_drop is not None:
-        check = drop_check(
-            "max_accuracy_drop", *discordant(measured.reference, measured.after), len(measured.reference.label),
-            budgets.max_accuracy_drop,
-        )  # fmt: skip
-        if measured.after.file.simulated:
-            check = check.model_copy(update={"detail": f"simulated ({measured.after.file.how}); {check.detail}"})
+        check = _accuracy_check(measured.answers, budgets.max_accuracy_drop)
+        scored = measured.answers.after.file
+        if scored.simulated:
+            check = check.model_copy(update={"detail": f"simulated ({scored.how}); {check.detail}"})
         checks.append(check)
+        if (missed := _recovery(measured, budgets.max_accuracy_drop, check.state)) is not None:
+            checks.append(missed)
     if budgets.min_speedup is not None:
         checks.append(_speedup(budgets.min_speedup, measured))
     if budgets.max_p99_ms is not None:
@@ -136,6 +164,30 @@ def _budgets(budgets: Budgets, measured: Measured) -> list[Check]:
         )  # fmt: skip
         checks.append(size)
     return checks
+
+
+def _accuracy_check(answers: Classified | Detected, limit: float) -> Check:
+    name = "max_accuracy_drop"
+    if isinstance(answers, Detected):
+        return map_check(name, answers.reference.matches, answers.after.matches, limit)
+    return drop_check(name, *discordant(answers.reference, answers.after), len(answers.reference.label), limit)
+
+
+def _recovery(measured: Measured, limit: float, scored: State) -> Check | None:
+    """A failed check where no rung of the ladder came below the budget on select; a proof on scored stands above it."""
+    recovery, rungs = measured.quantize.recovery, measured.quantize.ladder
+    best = next((rung for rung in rungs if rung.rung == recovery.best and rung.kept), None)
+    if recovery.state != "missed" or scored == "pass" or best is None:
+        return None
+    assert best.drop is not None
+    assert best.lower is not None
+    assert best.upper is not None
+    return Check(
+        name="recovery", state="fail", measured=100 * best.drop, lower=100 * best.lower, upper=100 * best.upper,
+        limit=100 * limit, unit="points",
+        detail=f"no rung up to `{rungs[-1].rung}` holds the accuracy budget on {best.images:,} select images; the best"
+        f" is `{best.rung}`, and it is what was built",
+    )  # fmt: skip
 
 
 def _speedup(limit: float, measured: Measured) -> Check:
@@ -184,20 +236,21 @@ def _p99(limit: float, measured: Measured) -> Check:
 
 
 def _conditions(facts: DeviceFacts, measured: Measured) -> Conditions:
-    quantize, after = measured.quantize, measured.after
+    quantize, after = measured.quantize, measured.answers.after.file
     scheme = quantize.scheme
     return Conditions(
-        images=len(after.label),
+        images=after.n,
         hardware=facts.hardware,
         backend=facts.backend_version,
         driver=facts.driver,
         power_mode=facts.power_mode,
-        simulated=after.file.simulated,
-        scoring=after.file.how,
-        reference=measured.reference.file.how,
+        simulated=after.simulated,
+        scoring=after.how,
+        reference=measured.answers.reference.file.how,
         calibration_images=quantize.calibration.images,
         calibration_digest=quantize.calibration.digest,
         ranges=quantize.ranges,
+        rungs=", ".join(rung.rung for rung in quantize.ladder if rung.kept),
         scheme=(
             f"activations {scheme.activations}, weights {scheme.weights}, bias {scheme.bias},"
             f" islands {scheme.islands}, placement {scheme.placement}"
@@ -209,10 +262,10 @@ def _conditions(facts: DeviceFacts, measured: Measured) -> Conditions:
 def _notes(
     profile: DeviceProfile, facts: DeviceFacts, measured: Measured, values: dict[str, float | None]
 ) -> tuple[str, ...]:
-    notes = []
+    notes = list(measured.quantize.recovery.notes)
     if not (measured.engine.built and measured.engine.runnable):
         notes.append(f"engine: {_engine_note(measured)}")
-    if measured.after.file.simulated:
+    if measured.answers.after.file.simulated:
         notes.append("INT8 accuracy is simulated: the graph evaluated in float, until the engine itself was scored")
     if measured.quantize.scheme.weights == "int8-per-channel-7bit":
         notes.append("weights have 7 bits: this CPU has no VNNI, and 8-bit products would saturate its 16-bit sums")
@@ -224,11 +277,17 @@ def _notes(
             f"the machine was noisy: speed-up {headline:.2f}x by 5th percentiles, {pairs:.2f}x by the median of pairs;"
             " not comparable with other runs"
         )
-    disagreement = _disagreement(measured.before.predicted, measured.reference.predicted)
-    if disagreement > 0.005:
-        notes.append(
-            f"the device's float engine answers {100 * disagreement:.1f} % of the images differently from FP32"
-        )
+    match measured.answers:
+        case Classified(reference, before, _):
+            disagreement = _disagreement(before.predicted, reference.predicted)
+            if disagreement > 0.005:
+                notes.append(
+                    f"the device's float engine answers {100 * disagreement:.1f} % of the images differently from FP32"
+                )
+        case Detected(reference, before, _):
+            distance = abs(before.file.value - reference.file.value)
+            if distance > 0.003:
+                notes.append(f"the device's float engine is {100 * distance:.1f} points of mAP away from FP32")
     if facts.reachable and measured.speed.measured and not measured.speed.clocks_locked:
         notes.append("clocks were not locked: absolute times belong to this run, the ratio is what compares")
     return tuple(dict.fromkeys(notes))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
-from edgecnn.recipe import ModelSpec, QuantizeSpec, Recipe
+from edgecnn.recipe import ModelSpec, QuantizeSpec, Recipe, TrainSpec
 from edgecnn.recipe_file import load_device
 
 if TYPE_CHECKING:
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Need:
-    """Something missing: what, where it was looked for, and how to get it."""
+    """Something missing: what, where it was looked for, and how to get it. `stops`: a build can't go on without it."""
 
     what: str
     where: str
     fix: str
+    stops: bool = True
 
 
 def needs(recipe: Recipe, profile: DeviceProfile) -> list[Need]:
@@ -47,7 +48,31 @@ def needs(recipe: Recipe, profile: DeviceProfile) -> list[Need]:
     for name in ("torch", "safetensors", "onnxscript"):
         if importlib.util.find_spec(name) is None:
             found.append(Need(f"the Python package `{name}`", "this environment", "pip install 'edgecnn[train]'"))
-    return list(dict.fromkeys(found))
+    return [*dict.fromkeys([*found, *_wanted(recipe, profile, models)])]
+
+
+def _wanted(recipe: Recipe, profile: DeviceProfile, models: list[ModelSpec]) -> list[Need]:
+    """What a build goes on without, at a price: weights that must be fetched, a GPU to train on, the device itself."""
+    from edgecnn import families
+    from edgecnn.backends.gpu import list_gpus
+    from edgecnn.target import connect
+
+    found = [Need(*need, stops=False) for model in models for need in families.to_fetch(model)]
+    trained = [
+        s for s, t in (("train", recipe.train), ("teacher.train", _of_teacher(recipe))) if t and t.epochs and t.amp
+    ]
+    if trained and not list_gpus():
+        keys = " and ".join(f"`{section}.amp`" for section in trained)
+        fix = "build on a machine with one; on this CPU the same training runs, but it may take days"
+        found.append(Need(f"an NVIDIA GPU, for which {keys} asks", "nvidia-smi", fix, stops=False))
+    if profile.backend in ("tensorrt", "tensorrt-rtx") and not connect(profile).facts.reachable:
+        fix = "build on the device; without it the graph is checked and simulated, nothing is timed, and the verdict"
+        found.append(Need(f"the device `{profile.name}`", "this machine", f"{fix} stays incomplete", stops=False))
+    return found
+
+
+def _of_teacher(recipe: Recipe) -> TrainSpec | None:
+    return recipe.teacher.train if recipe.teacher else None
 
 
 def check_library_names(recipe: Recipe, rehearsed: Callable[[], Sequence[Decision]]) -> None:
@@ -78,8 +103,9 @@ def check_calibration(spec: QuantizeSpec, data: Artifact) -> None:
     spec.require_images(len(images(data.path, "calibrate")))
 
 
-def refuse(found: list[Need]) -> None:
-    """Turn needs into one error, before any stage has run."""
+def refuse(needed: list[Need]) -> None:
+    """Turn needs that stop a build into one error, before any stage has run."""
+    found = [need for need in needed if need.stops]
     if found:
         lines = "\n".join(f"  {need.what}: not found in {need.where}\n    {need.fix}" for need in found)
         raise EdgeError(

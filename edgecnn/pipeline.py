@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgecnn.data import prepare
+from edgecnn.device import kernels
 from edgecnn.errors import EdgeError
 from edgecnn.families.export import export
 from edgecnn.gate import Evidence, verdict
@@ -17,20 +18,30 @@ from edgecnn.target import Target, connect
 from edgecnn.training import train
 
 
-def float_model(recipe: Recipe, store: Store) -> tuple[Artifact, Artifact]:
-    """Labelled images → (data, float ONNX). Nothing here depends on a device."""
+def float_model(recipe: Recipe, store: Store) -> tuple[Artifact, Artifact, Artifact]:
+    """Labelled images → (data, trained network, float ONNX). Nothing here depends on a device."""
     data = store.stage("data", prepare, recipe.data, recipe.model.image_size)
     check_calibration(recipe.quantize, data)
     teacher = store.stage("teacher", train, recipe.teacher, recipe.data, data, None) if recipe.teacher else None
     model = store.stage("train", train, recipe.student, recipe.data, data, teacher)
     plain = store.stage("export", export, recipe.export, recipe.model, model)
-    return data, plain
+    return data, model, plain
+
+
+def int8_model(
+    name: str, recipe: Recipe, target: Target, store: Store, data: Artifact, model: Artifact, plain: Artifact
+) -> Artifact:
+    """Float ONNX → INT8 for one device: the quantizer and its recovery ladder."""
+    return store.stage(
+        name, quantize, recipe.quantize, recipe.promise, target.scheme, kernels(target.scheme, target.facts),
+        recipe.student, recipe.data, plain, model, data,
+    )  # fmt: skip
 
 
 def build(recipe: Recipe, target: Target, store: Store) -> tuple[Report, Evidence]:
     """Take one recipe from labelled images to a verdict on one device."""
-    data, plain = float_model(recipe, store)
-    int8 = store.stage("quantize", quantize, recipe.quantize, target.scheme, plain, data)
+    data, model, plain = float_model(recipe, store)
+    int8 = int8_model("quantize", recipe, target, store, data, model, plain)
     floats = store.stage("float", typed_float, target.scheme, plain)  # FP16-typed for TensorRT
     base = store.stage("compile-float", target.compile, target.profile, target.facts, floats)
     engine = store.stage("compile-int8", target.compile, target.profile, target.facts, int8)
@@ -47,13 +58,13 @@ def compile_beside(recipe: Recipe, name: str, store: Store) -> tuple[CompiledFor
     """Make the INT8 engine of a further device, or check it where it can't be made; no verdict. Failure is a result."""
     target = connect(load_device(name))
     name = target.profile.name  # a device file may have been given by its path
-    data, plain = float_model(recipe, store)
+    data, model, plain = float_model(recipe, store)
     try:
-        int8 = store.stage(f"quantize@{name}", quantize, recipe.quantize, target.scheme, plain, data)
+        int8 = int8_model(f"quantize@{name}", recipe, target, store, data, model, plain)
         engine = store.stage(f"compile-int8@{name}", target.compile, target.profile, target.facts, int8)
     except EdgeError as error:
         return CompiledFor.failed(name, str(error)), None
-    return CompiledFor.from_engine(engine.path), engine
+    return CompiledFor.from_engine(engine.path, int8.path), engine
 
 
 # The names that `--until` takes, in the order of the page.

@@ -2,178 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from edgecnn.errors import EdgeError
+from edgecnn.sections import (
+    DETECTION_FORMATS,
+    IMAGENET,
+    DataFormat,
+    DataSpec,
+    DistillSpec,
+    FamilyName,
+    Fraction,
+    ModelSpec,
+    Normalization,
+    Student,
+    Task,
+    TeacherSpec,
+    TrainSpec,
+)
 from edgecnn.spec import FILE_NAME, Spec
 
-Task = Literal["classify"]
-FamilyName = Literal["small", "torchvision", "timm"]
-DataFormat = Literal["digits", "image-folder", "label-table", "arrays"]
+__all__ = [
+    "DETECTION_FORMATS", "DETECTION_METRICS", "IMAGENET", "BenchSpec", "Budgets", "DataFormat", "DataSpec",
+    "DistillSpec", "ExportSpec", "FamilyName", "MetricName", "ModelSpec", "Normalization", "Promise", "QatSpec",
+    "QuantizeSpec", "RangeMethod", "Recipe", "RecoverSpec", "RungName", "ScoreSpec", "Student", "Task", "TeacherSpec",
+    "TrainSpec",
+]  # fmt: skip
+
 RangeMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
-MetricName = Literal["top1", "top5"]
-Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
-class DataSpec(Spec):
-    """Labelled images and how they are split. `train`/`select`/`scored` name folders or files under `root`."""
-
-    section: ClassVar[str] = "data"
-    format: DataFormat
-    root: Path | None = None
-    train: str | None = None  # None: everything under root is one pool
-    select: str | None = None  # None: select_fraction of the training images, stratified
-    scored: str | None = None  # None: scored_fraction of the pool, stratified
-    scored_fraction: Fraction = 1 / 3
-    select_fraction: Fraction = 0.1
-    calibrate: PositiveInt = 512  # images of train kept for calibration, in a seeded order
-    color: Literal["rgb", "gray"] = "rgb"
-    fit: Literal["crop", "stretch", "letterbox"] = "crop"  # crop: short side to image_size, then the centre
-    skip_corrupt: bool = False
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _root(self) -> DataSpec:
-        if self.format == "digits":
-            if self.root or self.train or self.select or self.scored:
-                raise ValueError("`format: digits` is built in and takes no root, train, select or scored")
-            if self.color != "gray":
-                raise ValueError("`format: digits` is grayscale: write `color: gray`")
-        elif self.root is None:
-            raise ValueError(f"`format: {self.format}` needs `root`")
-        if (self.select or self.scored) and not self.train:
-            raise ValueError("`select` or `scored` is declared, so `train` must be declared too")
-        return self
-
-    def leaves(self) -> Iterator[tuple[str, object]]:
-        """As every Spec; a root that is a label table also yields its images, which are part of the data."""
-        yield from super().leaves()
-        if self.format == "label-table" and self.root is not None and self.root.is_file():
-            from edgecnn.data.tables import table_files
-
-            for name, path in table_files(self.root):
-                yield f"data.root: {name}", path
-
-
-class Normalization(Spec):
-    """(value / 255 - mean) / std, one number per channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[PositiveFloat, ...]
-
-    @model_validator(mode="after")
-    def _lengths(self) -> Normalization:
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} numbers and std has {len(self.std)}")
-        return self
-
-
-IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
-
-class ModelSpec(Spec):
-    """Which network. `weights`: a file (Path), a name that the family's library knows (str), or none."""
-
-    section: ClassVar[str] = "model"
-    family: FamilyName
-    name: str
-    weights: Path | str | None = None
-    image_size: Annotated[int, Field(ge=4, le=4096)]
-    normalize: Literal["imagenet", "half", "unit"] | Normalization = "imagenet"
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    width: PositiveFloat = 1.0  # family small only: multiplies the channels
-
-    @model_validator(mode="after")
-    def _width(self) -> ModelSpec:
-        if self.width != 1.0 and self.family != "small":
-            raise ValueError(f"`width` is for `family: small`; `{self.family}` fixes it by the model's name")
-        return self
-
-    def normalization(self, channels: int) -> Normalization:
-        """The numbers for this many channels; `imagenet` in grayscale is the luma-weighted mean of the three."""
-        match self.normalize:
-            case "imagenet" if channels == 3:
-                return IMAGENET
-            case "imagenet":
-                return Normalization(mean=(0.449,) * channels, std=(0.226,) * channels)
-            case "half":
-                return Normalization(mean=(0.5,) * channels, std=(0.5,) * channels)
-            case "unit":
-                return Normalization(mean=(0.0,) * channels, std=(1.0,) * channels)
-            case Normalization() as given:
-                return given
-
-
-class DistillSpec(Spec):
-    """Distillation from the teacher's logits.
-
-    `logits`: Hinton et al. 2015, cross-entropy of softened outputs scaled by temperature². `dist`: Huang et al. 2022,
-    Pearson correlation between and within classes.
-    """
-
-    method: Literal["logits", "dist"] = "logits"
-    temperature: PositiveFloat = 4.0
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7  # weight of the distillation term; 1 - alpha of the labels
-
-
-class TrainSpec(Spec):
-    """The training run. `epochs: 0` takes the weights as they are."""
-
-    section: ClassVar[str] = "train"
-    epochs: Annotated[int, Field(ge=0)] = 0
-    batch: PositiveInt = 64
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: PositiveFloat = 0.001
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9  # sgd only
-    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
-    schedule: Literal["cosine", "constant"] = "cosine"
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # decay per step of the averaged weights
-    amp: bool = False  # mixed precision on a GPU; on a CPU it changes nothing
-    channels_last: bool = True
-    accumulate: PositiveInt = 1  # batches per optimizer step
-    clip_norm: PositiveFloat | None = None
-    augment: Literal["none", "shift", "flip", "standard", "strong"] = "standard"
-    early_stop: PositiveInt | None = None  # epochs without a better select metric
-    workers: Annotated[int, Field(ge=0)] = 0
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: PositiveInt | None = None  # of a CPU run; None: all cores. Another count, other last bits
-    distill: DistillSpec | None = None
-
-
-class TeacherSpec(ModelSpec):
-    """The large network that teaches; `train` as for the student, or weights as they are."""
-
-    section: ClassVar[str] = "teacher"
-    train: TrainSpec = TrainSpec()
-
-    @model_validator(mode="after")
-    def _not_taught(self) -> TeacherSpec:
-        if self.train.distill:
-            raise ValueError("a teacher is not distilled: `teacher.train.distill` has no teacher of its own")
-        return self
-
-
-class Student(Spec):
-    """Model and train sections together: what the train stage is given."""
-
-    section: ClassVar[str] = ""
-    model: ModelSpec
-    train: TrainSpec
+MetricName = Literal["top1", "top5", "map50_95", "map50"]
+DETECTION_METRICS: tuple[MetricName, ...] = ("map50_95", "map50")
+# The recovery ladder, cheapest rung first.
+RungName = Literal["ranges", "equalize", "bias", "clip", "adaround", "mixed", "qat"]
 
 
 class ExportSpec(Spec):
-    """The ONNX file's input and batch. Normalization is always inside the graph."""
+    """The ONNX file's input and batch. Normalization is always inside the graph.
+
+    `nms`, of a detector: `none` leaves suppression to edgecnn (numpy, the same on every target), `onnx` puts
+    NonMaxSuppression into the graph (onnxruntime), `tensorrt` the EfficientNMS plugin (`backend: tensorrt` only).
+    """
 
     section: ClassVar[str] = "export"
     input: Literal["uint8-nhwc", "float01-nchw"] = "uint8-nhwc"
     batch: Literal["dynamic"] | PositiveInt = "dynamic"
+    nms: Literal["none", "onnx", "tensorrt"] = "none"
+
+
+class RecoverSpec(Spec):
+    """How far the recovery ladder may climb while the accuracy budget is missed."""
+
+    stop_at: RungName = "qat"
+
+
+class QatSpec(TrainSpec):
+    """Quantization-aware training, the ladder's last rung: `train`, with what suits a network that is trained already.
+
+    `lr` is relative: of a weight, to the largest of its output channel; of a step size, to itself. The float model is
+    the teacher.
+    """
+
+    section: ClassVar[str] = "quantize.qat"
+    epochs: PositiveInt = 5
+    lr: PositiveFloat = 0.001
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.1
+    distill: DistillSpec | None = DistillSpec(alpha=1.0)
 
 
 class QuantizeSpec(Spec):
@@ -184,6 +80,27 @@ class QuantizeSpec(Spec):
     images: PositiveInt = 256
     ranges: RangeMethod = "auto"
     keep_float: tuple[str, ...] = ()  # node names, exact, that stay float
+    recover: Literal["auto", "off"] | RecoverSpec = "auto"  # auto: every rung, while the accuracy budget is missed
+    select_images: PositiveInt = 5000  # at most so many images of the select split judge a rung
+    qat: QatSpec = QatSpec()
+
+    @field_validator("recover", mode="before")
+    @classmethod
+    def _no_bare_rung(cls, value: object) -> object:
+        if isinstance(value, str) and value in get_args(RungName):
+            raise ValueError(f"`quantize.recover` names the rung `{value}`: write `recover: {{stop_at: {value}}}`")
+        return value
+
+    @property
+    def stop_at(self) -> RungName:
+        """The last rung that may be climbed; `ranges` where recovery is off."""
+        match self.recover:
+            case "auto":
+                return "qat"
+            case "off":
+                return "ranges"
+            case RecoverSpec() as bounded:
+                return bounded.stop_at
 
     def require_images(self, have: int) -> None:
         """Refuse to calibrate on fewer images than asked.
@@ -199,11 +116,14 @@ class QuantizeSpec(Spec):
 
 
 class ScoreSpec(Spec):
-    """What is scored on the scored split."""
+    """What is scored on the scored split. `confidence`, `iou` and `max_detections` are a detector's, for its metric."""
 
     section: ClassVar[str] = "score"
     metric: MetricName = "top1"
     batch: PositiveInt = 64
+    confidence: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001  # boxes at or below it are dropped before suppression
+    iou: Fraction = 0.7  # of two boxes of a class that overlap more, the worse is dropped
+    max_detections: PositiveInt = 300  # on an image
 
 
 class BenchSpec(Spec):
@@ -228,6 +148,14 @@ class Budgets(Spec):
     max_size_mb: PositiveFloat | None = None  # of the INT8 ONNX file, 10^6 bytes
 
 
+class Promise(Spec):
+    """What the quantizer must hold: the metric of the select split and the drop allowed (None: none asked)."""
+
+    section: ClassVar[str] = "budgets"
+    max_accuracy_drop: float | None = None
+    metric: MetricName = "top1"
+
+
 class Recipe(Spec):
     """One model, one dataset, one device; everything a build may read."""
 
@@ -244,6 +172,35 @@ class Recipe(Spec):
     device: str
     compile_for: tuple[str, ...] = ()
     budgets: Budgets = Budgets()
+
+    @model_validator(mode="after")
+    def _task_agrees(self) -> Recipe:
+        detect = self.task == "detect"
+        if self.data.detection != detect:
+            formats = ", ".join(DETECTION_FORMATS)
+            raise ValueError(
+                f"`task: {self.task}` does not go with `data.format: {self.data.format}`; "
+                f"boxes ({formats}) are for `task: detect`, labels of whole images for `task: classify`"
+            )
+        for section, model in (("model", self.model), ("teacher", self.teacher)):
+            if model and (model.family == "ultralytics") != detect:
+                raise ValueError(
+                    f"`task: {self.task}` does not go with `{section}.family: {model.family}`; detectors are of "
+                    "`family: ultralytics`"
+                )
+        if (self.score.metric in DETECTION_METRICS) != detect:
+            fitting = "map50_95 or map50" if detect else "top1 or top5"
+            raise ValueError(f"`score.metric: {self.score.metric}` is not for `task: {self.task}`; write {fitting}")
+        if detect and self.data.fit != "letterbox":
+            raise ValueError(f"detectors take whole images: write `data.fit: letterbox`, not `{self.data.fit}`")
+        if not detect and self.export.nms != "none":
+            raise ValueError(f"`export.nms: {self.export.nms}` is for `task: detect`")
+        if self.train.distill and (self.train.distill.method == "feature") != detect:
+            fitting = "feature" if detect else "logits or dist"
+            raise ValueError(
+                f"`train.distill.method: {self.train.distill.method}` is not for `task: {self.task}`; write {fitting}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
@@ -271,3 +228,8 @@ class Recipe(Spec):
     def student(self) -> Student:
         """Model and train sections as one input of the train stage."""
         return Student(model=self.model, train=self.train)
+
+    @property
+    def promise(self) -> Promise:
+        """The accuracy budget and its metric as one input of the quantize stage."""
+        return Promise(max_accuracy_drop=self.budgets.max_accuracy_drop, metric=self.score.metric)

@@ -214,6 +214,10 @@ def _validate(kind: type[S], source: _Source, overridden: tuple[str, ...] = ()) 
         ):
             loc = tuple(part for part in detail["loc"] if not _is_branch(part)) or _named_key(detail["msg"])
             key = ".".join(map(str, loc))
+            if detail["type"] == "literal_error" and any(
+                len(seen) > len(loc) and seen[: len(loc)] == loc for seen in mistakes
+            ):
+                continue  # a section was written: its own mistakes were told
             from_set = any(key == o or key.startswith(f"{o}.") for o in overridden)
             where = "--set" if from_set else f"{source.path}:{source.line(loc)}"
             mistakes.setdefault(loc or (detail["msg"],), f"{where}: {_mistake(kind, detail, loc)}")
@@ -232,7 +236,7 @@ def _named_key(message: str) -> Loc:
 def _is_branch(part: str | int) -> bool:
     """Pydantic puts the tried branch of a union into the location; a user never wrote it."""
     return isinstance(part, str) and (
-        part in ("str", "int", "path", "constrained-int", "Normalization")
+        part in ("str", "int", "path", "constrained-int", "Normalization", "RecoverSpec")
         or part.startswith(("literal[", "function-", "lax-or-strict["))
     )
 

@@ -17,7 +17,10 @@ from edgecnn.recipe import Recipe
 from edgecnn.report import Report, write_report
 from edgecnn.store import Artifact, code_version
 
-LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "torchvision", "timm", "tensorrt-rtx-cu13", "tensorrt")
+LIBRARIES = (
+    "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "torchvision", "timm", "openvino", "tensorrt-rtx-cu13",
+    "tensorrt",
+)  # fmt: skip
 
 
 def publish(

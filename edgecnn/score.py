@@ -94,10 +94,19 @@ def score_here(
         raise EdgeError(
             f"`{model}` has no `edgecnn.io` metadata, so nobody knows how to feed it images", "export it with edgecnn"
         )
-    scored = score_runner(
-        runner, contract, data_room.images(data, "scored"), data_room.labels(data, "scored"), spec
-    )  # fmt: skip
     how = f"{runner.how}, {detail}" if detail else runner.how
+    images = data_room.images(data, "scored")
+    if contract.task == "detect":
+        from edgecnn.data.boxes import boxes
+        from edgecnn.score_boxes import score_detector, write_detections
+
+        truth = boxes(data, "scored")
+        found = score_detector(runner, contract, images, truth, spec)
+        write_detections(
+            out, found, truth, contract.classes, spec, how=how, simulated=simulate, seconds=time.monotonic() - start
+        )
+        return
+    scored = score_runner(runner, contract, images, data_room.labels(data, "scored"), spec)
     write_score(out, scored, spec, how=how, simulated=simulate, seconds=time.monotonic() - start)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edgecnn.backends import engine_io, jobs, ort, trt
+from edgecnn.backends import engine_io, jobs, openvino, ort, trt
 from edgecnn.backends.cpu import read_cpu
 from edgecnn.backends.engine_io import EngineCheck
 from edgecnn.backends.gpu import Gpu, list_gpus
@@ -65,6 +65,13 @@ def connect(profile: DeviceProfile) -> Target:
                 facts = DeviceFacts(reachable=True, backend_version=ort.version(), hardware=cpu.name, vnni=cpu.vnni)
                 return Local(profile, facts)
             return offline(profile, f"not run: this machine is {cpu.architecture}")
+        case "openvino":
+            if profile.architecture != cpu.architecture:
+                return offline(profile, f"not run: this machine is {cpu.architecture}")
+            if openvino.installed() is None:
+                return offline(profile, "not run: OpenVINO is not installed")
+            facts = DeviceFacts(reachable=True, backend_version=openvino.version(), hardware=cpu.name, vnni=cpu.vnni)
+            return Local(profile, facts)
         case "tensorrt" | "tensorrt-rtx":
             version, gpus = trt.installed(profile.backend), list_gpus()
             for gpu in gpus:
@@ -107,9 +114,16 @@ def _absence(profile: DeviceProfile, gpus: tuple[Gpu, ...]) -> str:
     return "not run: no board" if board else f"not run: no GPU of compute capability {profile.compute_capability} here"
 
 
+# Part of an INT8 score's words, by whether the CPU has VNNI (None: not x86).
+_VNNI = {True: ", VNNI", False: ", no VNNI: sums saturate at 16 bits, so the accuracy is this CPU's own", None: ""}
+
+
 @dataclass(frozen=True)
 class Local:
-    """This machine's CPU under onnxruntime: the graph itself is the engine."""
+    """This machine's CPU under onnxruntime or OpenVINO: the graph itself is the engine.
+
+    The facts, which are in every key, hold the engine's version.
+    """
 
     profile: DeviceProfile
     facts: DeviceFacts
@@ -121,12 +135,13 @@ class Local:
 
     @decided_by("onnxruntime", "onnxruntime-gpu")
     def compile(self, out: Path, profile: DeviceProfile, facts: DeviceFacts, model: Artifact) -> None:
-        """See Target. The graph is loaded once, so that a graph onnxruntime refuses is refused here."""
+        """See Target. The graph is loaded once, so that a graph the engine refuses is refused here."""
         graph, quantized = engine_io.take_graphs(out, profile, model.path)
-        jobs.load(out, "onnxruntime", graph)
+        jobs.load(out, profile.backend, graph)
         done = EngineCheck(f"{facts.backend_version} loads the graph", True, "")
+        title = facts.backend_version.split()[0]
         engine_io.write_engine(
-            out, profile, quantized, built=True, runnable=True, checks=(done,), note="onnxruntime runs the graph itself"
+            out, profile, quantized, built=True, runnable=True, checks=(done,), note=f"{title} runs the graph itself"
         )
 
     @decided_by("onnxruntime", "onnxruntime-gpu")
@@ -135,19 +150,18 @@ class Local:
         detail = ""
         if engine_io.read_engine(engine.path).quantized:
             bits = 7 if self.scheme.weights == "int8-per-channel-7bit" else 8
-            vnni = {True: ", VNNI", False: ", no VNNI", None: ""}[facts.vnni]
-            detail = f"{bits}-bit weights{vnni}"
-        score_file(out, spec, engine.path / "model.onnx", data.path, backend="onnxruntime", detail=detail)
+            detail = f"{bits}-bit weights{_VNNI[facts.vnni]}"
+        score_file(out, spec, engine.path / "model.onnx", data.path, backend=self.profile.backend, detail=detail)
 
     @decided_by("onnxruntime", "onnxruntime-gpu")
     def time_pairs(self, out: Path, spec: BenchSpec, facts: DeviceFacts, base: Artifact, engine: Artifact) -> None:
         """See Target."""
         files = (base.path / "model.onnx", engine.path / "model.onnx")
-        jobs.write_speed(out, jobs.time_in_child(out, "onnxruntime", files, spec, facts, "speed"), spec, facts)
+        jobs.write_speed(out, jobs.time_in_child(out, self.profile.backend, files, spec, facts, "speed"), spec, facts)
 
     def time_files(self, first: Path, second: Path, spec: BenchSpec) -> PairTimes | None:
         """See Target."""
-        return jobs.time_files("onnxruntime", (first, second), spec, self.facts)
+        return jobs.time_files(self.profile.backend, (first, second), spec, self.facts)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgecnn.backends import engine_io, jobs, ort, trt
+from edgecnn.backends import engine_io, jobs, openvino, ort, trt
 from edgecnn.backends.engine_io import EngineCheck
 from edgecnn.bench import PairTimes
 from edgecnn.device import DeviceFacts, DeviceProfile, Scheme, resolve
@@ -30,6 +30,8 @@ class Offline:
         match self.profile.backend:
             case "onnxruntime":
                 version = f"{ort.version()} (float simulation only)"
+            case "openvino":
+                version = f"{openvino.version()} (float simulation by {ort.version()} only)"
             case "tensorrt-rtx":
                 version = f"{parser} (parser and compiler only)" if rtx else parser
             case "tensorrt":
@@ -53,6 +55,8 @@ class Offline:
                 engine_io.write_engine(
                     out, profile, quantized, built=False, runnable=False, checks=(done,), note=self.why
                 )
+            case "openvino":
+                self._load_only(out, graph, quantized)
             case "tensorrt-rtx":
                 self._compile_ahead(out, graph, quantized)
             case "tensorrt":
@@ -70,6 +74,16 @@ class Offline:
     def time_files(self, first: Path, second: Path, spec: BenchSpec) -> PairTimes | None:
         """See Target."""
         return None
+
+    def _load_only(self, out: Path, graph: Path, quantized: bool) -> None:
+        if openvino.installed():
+            jobs.load(out, "openvino", graph)
+            check = EngineCheck(f"{openvino.version()} of this machine loads the graph", True, "")
+        else:
+            check = EngineCheck("OpenVINO loads the graph", None, f"not done: {openvino.INSTALL}")
+        engine_io.write_engine(
+            out, self.profile, quantized, built=False, runnable=False, checks=(check,), note=self.why
+        )
 
     def _compile_ahead(self, out: Path, graph: Path, quantized: bool) -> None:
         version = trt.installed("tensorrt-rtx")

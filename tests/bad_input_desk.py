@@ -101,7 +101,13 @@ def make_pictures(folder: Path) -> None:
     rows = [f"{label}/{number:02d}.png,{label}" for label in ("cat", "dog") for number in range(12)]
     (folder / "ok" / "missing.csv").write_text("\n".join([*rows, "dog/99.png,dog"]))
     (folder / "ok" / "twice.csv").write_text("\n".join([*rows, "dog/03.png,cat"]))
-    np.savez(folder / "images.npz", images=rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
+    pixels = rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=pixels)
+    np.savez(folder / "floats.npz", images=np.full((20, 8, 8, 3), np.nan, np.float32))
+    np.savez(folder / "planes.npz", images=pixels.transpose(0, 3, 1, 2))
+    numbers = rng.standard_normal((20, 8)).astype(np.float32)
+    np.savez(folder / "feeds.npz", x=pixels, numbers=numbers)
+    np.savez(folder / "nan.npz", x=pixels, numbers=np.where(numbers == numbers[7, 0], np.nan, numbers))
 
 
 def make_graphs(folder: Path) -> None:
@@ -134,6 +140,13 @@ def make_graphs(folder: Path) -> None:
         helper.make_node("ReduceMean", ["any"], ["y"], "mean"),
     ]
     save("dynamic-rank", body + dynamic, shape)
+    added = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["n", 8])
+    save("two", [*body, end[0], helper.make_node("Flatten", ["p"], ["flat"], "f"),
+                 helper.make_node("Add", ["flat", "numbers"], ["y"], "add")], added)  # fmt: skip
+    lost = helper.make_node("Conv", ["planes", "lost"], ["c"], "conv", pads=[1, 1, 1, 1])
+    save("lost", [*body[:2], lost, *end])
+    turned = helper.make_node("Cast", ["c"], ["float"], "cast", to=TensorProto.FLOAT)
+    save("cycle", [turned, *body[1:], *end])
     save("apart", body + end, save_as_external_data=True, location="apart.bin", size_threshold=0)
     (folder / "apart.bin").unlink()
     strange = [helper.make_node("Det", ["c"], ["d"], "strange"), helper.make_node("Flatten", ["d"], ["y"], "f")]

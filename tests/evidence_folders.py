@@ -66,9 +66,13 @@ def evidence(
     simulated: bool = False,
     int8_bytes: int = 290_000,
     layers: int = 20,
+    climb: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Evidence:
-    """Write all nine artifacts under `root`: b images right only in float, c only in INT8; `speedup` in every pair."""
+    """Write all nine artifacts under `root`: b images right only in float, c only in INT8; `speedup` in every pair.
+
+    `climb` is the ladder's part of quantize.json, as `climb` below makes it.
+    """
     random = np.random.default_rng(seed)
     label = random.integers(0, len(classes), images)
     float_right = np.arange(images) < round(accuracy * images)
@@ -105,7 +109,7 @@ def evidence(
     plain, int8 = _folder(root, "export"), _folder(root, "quantize")
     (plain / "model.onnx").write_bytes(b"f" * 1_080_000)
     (int8 / "model.onnx").write_bytes(b"8" * int8_bytes)
-    _write(int8 / "quantize.json", quantize_document(layers, random))
+    _write(int8 / "quantize.json", quantize_document(layers, random) | (climb or {}))
     found = {"device": "cpu-x86", "backend": "onnxruntime", "built": True, "runnable": True, "engine": None,
              "graph": "model.onnx", "checks": [], "note": "", "size_bytes": 290_000, "seconds": 0.1}  # fmt: skip
     for name, document in (("base", found), ("engine", {**found, **(engine or {})})):
@@ -116,6 +120,25 @@ def evidence(
         reference=scores["reference"], before=scores["before"], after=scores["after"],
         speed=Artifact("speed", "0", _speed(root, random, pairs, speedup, noise, speed or {})),
     )  # fmt: skip
+
+
+def climb(state: str, *drops: float, budget: float = 0.02) -> dict[str, Any]:
+    """A climb whose rungs lost these shares of 1,000 select images; the one that lost least is kept last."""
+    names = ("ranges", "equalize", "bias", "clip", "adaround", "mixed", "qat")
+    rows, best = [], 0
+    for number, drop in enumerate(drops):
+        best = number if drop < drops[best] else best
+        rows.append({
+            "rung": names[number], "kept": best == number, "why": f"drop {100 * drop:.2f} points, so to say",
+            "float_value": 0.97, "value": 0.97 - drop, "drop": drop, "lower": drop - 0.004, "upper": drop + 0.004,
+            "images": 1000, "disc": abs(drop) + 0.01, "sqnr_db": 20.0 + number, "seconds": 1.5, "float_nodes": number,
+            "int8_macs": 1 - 0.01 * number, "expected_speed": 1 / (1 + 0.03 * number),
+        })  # fmt: skip
+    recovery = {
+        "budget": budget, "state": state, "best": names[best], "stop_at": "qat", "judged": "float simulation",
+        "notes": ["a note of the climb"] if state == "missed" else [],
+    }  # fmt: skip
+    return {"ladder": rows, "recovery": recovery}
 
 
 def quantize_document(layers: int, random: np.random.Generator) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,12 +34,39 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
         ("new", "`new.onnx` has opset 25 of ai.onnx; edgecnn takes 11 to 23", "export with opset 19"),
         ("no-rank", "input `x` of `no-rank.onnx` has no rank", "export with a shape for every input"),
         ("dynamic-rank", "has a tensor of dynamic rank: `any`, made by Reshape `free`", "number of dimensions"),
+        ("lost", "node `conv` (Conv) of `lost.onnx` reads `lost`, which is no input", "its initializer was lost"),
+        ("cycle", "has a cycle: `turn` (Transpose) → `conv` (Conv) → `cast` (Cast) → `turn`", "from its inputs to"),
         ("apart", "keeps the weights `w` in the file `apart.bin`, which is missing", "put `apart.bin` beside"),
     ],
 )
 def test_graphs(desk: Desk, model: str, says: str, hint: str) -> None:
     quantize = ("quantize", f"{model}.onnx", "--data", "images.npz", "--device", "cpu-x86", "--out", "out")
     desk.refused(*quantize, says=says, hint=hint)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "says", "hint"),
+    [
+        ("good", "floats", "`images` in `floats.npz` is float32, not uint8", "store pixel values 0 to 255 as uint8"),
+        ("good", "planes", "`images` in `planes.npz` has shape (20, 3, 8, 8)", "it looks like NCHW"),
+        ("two", "images", "`images.npz` has no array `x`, which the graph takes", "`x` uint8 (*, 8, 8, 3), `numbers`"),
+        ("two", "nan", "array `numbers` of `nan.npz` holds NaN or infinity in sample 7", "mend the file"),
+    ],
+)
+def test_arrays(desk: Desk, model: str, data: str, says: str, hint: str) -> None:
+    quantize = ("quantize", f"{model}.onnx", "--data", f"{data}.npz", "--device", "cpu-x86", "--images", "8")
+    desk.refused(*quantize, "--out", "out", says=says, hint=hint)
+
+
+def test_several_inputs_take_an_npz_with_an_array_for_each(desk: Desk, tmp_path: Path) -> None:
+    quantize = ("quantize", "two.onnx", "--device", "cpu-x86", "--images", "8", "--out", str(tmp_path / "out"))
+    says, hint = "`two.onnx` has 2 inputs (x, numbers), and `ok` is no .npz file", "one array per input, samples first"
+    desk.refused(*quantize, "--data", "ok", says=says, hint=hint)
+    done = desk(*quantize, "--data", "feeds.npz")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["input"] == {"arrays": {"x": [20, 8, 8, 3], "numbers": [20, 8]}}
+    assert report["quantize"]["sqnr_db"] > 20.0
 
 
 @needs_rtx

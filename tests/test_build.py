@@ -72,6 +72,9 @@ def test_run_folder_holds_everything(built: Edgecnn) -> None:
     figures = {figure["name"]: figure["value"] for figure in report["figures"]}
     assert figures["int8_accuracy"] > 80
     assert figures["coverage_macs"] > 80
+    assert report["ladder"]["state"] == "held"
+    assert [rung["rung"] for rung in report["ladder"]["rungs"]] == ["ranges"]
+    assert "INT8 kernels of" in report["ladder"]["judged"]
     assert "digits" in (run / "recipe.lock.yaml").read_text()
 
 

@@ -80,6 +80,16 @@ def test_the_gpu_is_here(tmp_path: Path) -> None:
     assert findings(here, "rtx-4060")["device rtx-4060"].detail.startswith("run here")
 
 
+def test_openvino_here_absent_and_on_another_architecture(tmp_path: Path) -> None:
+    absent = findings(machine(tmp_path, CORE), "cpu-x86-openvino")["device cpu-x86-openvino"]
+    assert (absent.state, absent.detail) == ("missing", "simulate only: OpenVINO is not installed")
+    assert absent.fix == "pip install 'edgecnn[openvino]'"
+    here = findings(machine(tmp_path, CORE | {"openvino": "2026.4.1"}), "cpu-x86-openvino")["device cpu-x86-openvino"]
+    assert (here.state, here.detail) == ("ok", "run here: build, score, time (OpenVINO 2026.4.1)")
+    arm = findings(machine(tmp_path, CORE, architecture="aarch64"), "cpu-x86-openvino")["device cpu-x86-openvino"]
+    assert (arm.state, arm.detail) == ("ok", "simulate only: this machine is aarch64")
+
+
 def test_a_library_that_is_too_old(tmp_path: Path) -> None:
     found = findings(machine(tmp_path, CORE | {"onnx": "1.9.0"}))["core libraries"]
     assert (found.state, found.fix) == ("missing", "pip install --upgrade edgecnn")

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from evidence_folders import CPU, HERE, NO_BOARD, ORIN, evidence, recipe
+from evidence_folders import CPU, HERE, NO_BOARD, ORIN, climb, evidence, recipe
 
 from edgecnn.errors import EdgeError
 from edgecnn.gate import drop_check, judge
@@ -58,6 +58,35 @@ def test_the_accuracy_budget_is_decided_by_the_bounds(tmp_path, b, c, budget, st
     assert check.lower <= check.measured <= check.upper
     assert f"{b} images right only with float, {c} only with INT8, of 600" in check.detail
     assert "mid-p" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("b", "state", "checks", "code"),
+    [
+        (12, "missed", ["fail"], 1),  # scored images cannot decide, but no rung came below the budget
+        (40, "missed", ["fail"], 1),
+        (4, "missed", [], 0),  # proved on scored images: select was unlucky
+        (12, "within", [], 3),
+        (12, "held", [], 3),
+    ],
+)
+def test_a_budget_that_no_rung_holds_fails_the_build(tmp_path, b, state, checks, code):
+    climbed = climb(state, 0.06, 0.05, 0.07)
+    report = _judged(tmp_path, {"max_accuracy_drop": 0.02}, b=b, climb=climbed)
+    found = [check for check in report.checks if check.name == "recovery"]
+    assert [check.state for check in found] == checks
+    assert report.exit_code() == code
+    if found:
+        assert found[0].measured == pytest.approx(5.0)
+        assert "no rung up to `bias` holds the accuracy budget on 1,000 select images" in found[0].detail
+        assert "the best is `equalize`" in found[0].detail
+        assert "a note of the climb" in report.notes
+    assert report.ladder.best == "equalize"
+    assert report.conditions.rungs == "ranges, equalize"
+
+
+def test_a_record_without_a_ladder_has_none_in_its_report(tmp_path):
+    assert _judged(tmp_path, {"max_accuracy_drop": 0.02}).ladder is None
 
 
 def test_too_few_images_for_the_budget_are_counted():

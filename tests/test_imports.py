@@ -19,10 +19,10 @@ HEAVY = (
 BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"
 LIGHT = (
     "baseline", "bench", "bench_files", "child", "cli", "commands", "data", "device", "digests", "disk",
-    "doctor", "errors", "families", "families.export", "foreign", "gate", "init", "io_contract", "metrics",
-    "needs", "pipeline", "progress", "quantize", "recipe", "recipe_file", "report", "report.html",
-    "report.table", "runs", "score", "spec", "stats", "store", "store_clean", "target", "training", "versions",
-    "backends",
+    "doctor", "errors", "families", "families.export", "families.finetune", "foreign", "gate", "init",
+    "io_contract", "metrics", "needs", "pipeline", "progress", "quantize", "quantize.recover.qat", "recipe",
+    "recipe_file", "report", "report.html", "report.table", "runs", "score", "sensitivity", "spec", "stats",
+    "store", "store_clean", "target", "training", "versions", "backends",
 )  # fmt: skip
 
 

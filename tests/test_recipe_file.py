@@ -67,6 +67,9 @@ def test_all_mistakes_at_once_with_lines(tmp_path: Path) -> None:
         (("family: small", "family: timm"), None),
         (("family: small, name: gap-s", "family: timm, width: 2.0, name: x"), "`width` is for `family: small`"),
         (("device: cpu-x86", "device: cpu-x86\nquantize: {images: 513}"), "is more than `data.calibrate` 512"),
+        (("device: cpu-x86", "device: cpu-x86\nquantize: {recover: {stop_at: clipp}}"), "did you mean `clip`?"),
+        (("device: cpu-x86", "device: cpu-x86\nquantize: {recover: of}"), "did you mean `off`?"),
+        (("device: cpu-x86", "device: cpu-x86\nquantize: {recover: mixed}"), "write `recover: {stop_at: mixed}`"),
         (("image_size: 8", "image_size: 8, normalize: {mean: [0.5], std: [0.5, 0.5]}"), "std has 2"),
         (("image_size: 8", "image_size: 8, normalize: {mean: [0, 0, 0], std: [1, 1, 1]}"), "must have 1 numbers"),
         (("format: digits, color: gray", "format: arrays"), "`format: arrays` needs `root`"),
@@ -139,8 +142,8 @@ def test_packed_recipes_load(name: str) -> None:
 
 def test_packed_devices_load_and_name_their_source() -> None:
     expected = {
-        "cpu-x86", "cpu-arm64", "rtx-3060", "rtx-4060", "rtx-4090", "rtx-5090", "jetson-orin-nano", "jetson-orin-nx",
-        "jetson-agx-orin", "jetson-thor",
+        "cpu-x86", "cpu-x86-openvino", "cpu-arm64", "rtx-3060", "rtx-4060", "rtx-4090", "rtx-5090", "jetson-orin-nano",
+        "jetson-orin-nx", "jetson-agx-orin", "jetson-thor",
     }  # fmt: skip
     assert set(packed("devices")) == expected
     for name in expected:

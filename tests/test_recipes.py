@@ -102,6 +102,7 @@ def test_mobilenetv3_jetson_on_a_small_image_folder(tmp_path: Path) -> None:
     sets = (
         f"data.root={tmp_path / 'images'}", "model.weights=null", "model.image_size=64", "train.epochs=1",
         "train.batch=16", "train.workers=0", "quantize.images=16",
+        "budgets.max_accuracy_drop=null",  # a network that has learned nothing is refused a budget
     )  # fmt: skip
     document = build(tmp_path, "mobilenetv3_jetson", *sets, code=(3,))
     run = tmp_path / document["run"]
@@ -120,6 +121,9 @@ def test_cifar10_distill_on_few_images(tmp_path: Path) -> None:
         f"data.root={folder}", "train.epochs=1", "teacher.train.epochs=1", "teacher.width=1.0", "train.batch=32",
         "teacher.train.batch=32", "quantize.images=16", "train.warmup_epochs=0",
     )  # fmt: skip
-    document = build(tmp_path, "cifar10_distill", *sets, code=(1, 3))
+    document = build(tmp_path, "cifar10_distill", *sets, "budgets.max_accuracy_drop=null", code=(1, 3))
     assert document["report"]["device"] == "rtx-4060"
     assert "teacher" in document["made"]
+    refused = edgecnn(tmp_path, "build", "cifar10_distill", *(part for key in sets for part in ("--set", key)))
+    assert refused.returncode == 2
+    assert "not better than a constant answer" in refused.stderr  # one epoch on 120 images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import onnx
 import pytest
 from golden_graphs import colours, data_artifact, model_artifact
 
-from edgecnn.backends import trt
+from edgecnn.backends import openvino, trt
+from edgecnn.backends.cpu import read_cpu
 from edgecnn.backends.gpu import Gpu
 from edgecnn.backends.timing_input import feeds, undecided_by
 from edgecnn.device import DeviceProfile
@@ -124,7 +126,60 @@ def test_a_graph_that_the_cpu_cannot_run_is_refused(tmp_path: Path) -> None:
         target.compile(tmp_path / "out", target.profile, target.facts, model)
 
 
+@pytest.mark.skipif(not X86 or openvino.installed() is None, reason="OpenVINO, or x86, is not here")
+def test_openvino_here_runs_scores_and_times(tmp_path: Path) -> None:
+    target = connect(load_device("cpu-x86-openvino"))
+    assert target.facts.reachable
+    assert target.facts.backend_version == f"OpenVINO {openvino.installed()}"
+    engine, record = compiled(target, tmp_path / "int8", quantized=True)
+    base, _ = compiled(target, tmp_path / "float", quantized=False)
+    assert (record["backend"], record["built"], record["runnable"]) == ("openvino", True, True)
+    assert record["note"] == "OpenVINO runs the graph itself"
+    score = scored(target, tmp_path, engine)
+    assert (score["value"], score["simulated"]) == (pytest.approx(48 / 50), False)
+    assert score["how"].startswith(f"OpenVINO {openvino.installed()} CPU kernels, ")
+    if target.facts.vnni is False:
+        assert "no VNNI: sums saturate at 16 bits, so the accuracy is this CPU's own" in score["how"]
+    speed, _ = speed_of(target, tmp_path, base, engine)
+    assert (speed["measured"], speed["backend"]) == (True, target.facts.backend_version)
+
+
+@pytest.mark.skipif(not X86 or openvino.installed() is None, reason="OpenVINO, or x86, is not here")
+def test_a_graph_that_openvino_cannot_run_is_refused_in_its_child(tmp_path: Path) -> None:
+    target = connect(load_device("cpu-x86-openvino"))
+    model = model_artifact(tmp_path / "model", quantized=False)
+    (tmp_path / "out").mkdir()
+    odd = onnx.load(str(model.path / "model.onnx"))
+    odd.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
+    next(node for node in odd.graph.node if node.name == "conv").domain = "elsewhere"
+    onnx.save(odd, str(model.path / "model.onnx"))
+    with pytest.raises(EdgeError, match=r"OpenVINO .* cannot load .*elsewhere\.Conv"):
+        target.compile(tmp_path / "out", target.profile, target.facts, model)
+
+
 # --- devices that are not here ---
+
+
+def test_without_openvino_its_device_is_offline_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = metadata.version
+
+    def version(name: str) -> str:
+        if name == "openvino":
+            raise metadata.PackageNotFoundError(name)
+        return ask(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    target = connect(load_device("cpu-x86-openvino").model_copy(update={"architecture": read_cpu().architecture}))
+    assert not target.facts.reachable
+    assert target.facts.hardware == "cpu-x86-openvino (not run: OpenVINO is not installed)"
+    assert target.facts.backend_version.startswith("OpenVINO not installed (float simulation by onnxruntime ")
+    engine, record = compiled(target, tmp_path, quantized=True)
+    assert (record["built"], record["runnable"], record["note"]) == (False, False, "not run: OpenVINO is not installed")
+    check = {"name": "OpenVINO loads the graph", "passed": None, "detail": "not done: pip install 'edgecnn[openvino]'"}
+    assert record["checks"] == [check]
+    assert scored(target, tmp_path, engine)["simulated"] is True
+    speed, _ = speed_of(target, tmp_path, engine, engine)
+    assert (speed["measured"], speed["why"]) == (False, "OpenVINO is not installed")
 
 
 def test_a_cpu_of_another_architecture_is_simulated(tmp_path: Path) -> None:
@@ -259,19 +314,17 @@ def test_device_files(repo: Path) -> None:
         path.stem: load_device(str(path)) for path in (repo / "devices").glob("*.yaml")
     }
     assert set(profiles) == {
-        "cpu-x86", "cpu-arm64", "rtx-3060", "rtx-4060", "rtx-4090", "rtx-5090", "jetson-orin-nano", "jetson-orin-nx",
-        "jetson-agx-orin", "jetson-thor",
+        "cpu-x86", "cpu-x86-openvino", "cpu-arm64", "rtx-3060", "rtx-4060", "rtx-4090", "rtx-5090", "jetson-orin-nano",
+        "jetson-orin-nx", "jetson-agx-orin", "jetson-thor",
     }  # fmt: skip
     for name, profile in profiles.items():
         assert profile.name == name
         assert "int8" in profile.precisions
         assert len(profile.source) > 20
         if name.startswith("cpu-"):
-            assert (profile.backend, profile.scheme.bias, profile.scheme.placement) == (
-                "onnxruntime",
-                "int32",
-                "onnxruntime",
-            )
+            backend, bias = ("openvino", "float") if name == "cpu-x86-openvino" else ("onnxruntime", "int32")
+            assert (profile.backend, profile.scheme.bias, profile.scheme.placement) == (backend, bias, backend)
+            assert (profile.scheme.costs is None) == (backend == "openvino")
             assert profile.compute_capability is None
             continue
         assert profile.compute_capability is not None

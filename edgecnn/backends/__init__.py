@@ -70,6 +70,10 @@ def load_backend(name: BackendName) -> Backend:
             from edgecnn.backends import ort
 
             return ort.OnnxRuntime()
+        case "openvino":
+            from edgecnn.backends import openvino
+
+            return openvino.OpenVino()
         case "tensorrt" | "tensorrt-rtx":
             from edgecnn.backends import trt
 

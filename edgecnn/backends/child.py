@@ -58,7 +58,7 @@ def _runner(backend: str | None, file: Path, *, simulate: bool) -> Runner:
             from edgecnn.backends import ort
 
             return ort.load(file, threads=cores(), simulate=simulate)
-        case "onnxruntime" | "tensorrt" | "tensorrt-rtx":
+        case "onnxruntime" | "openvino" | "tensorrt" | "tensorrt-rtx":
             return load_backend(backend).load(file, threads=cores(), simulate=simulate)
         case other:
             raise EdgeError(f"no backend `{other}`")

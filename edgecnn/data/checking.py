@@ -7,7 +7,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgecnn.data.openers import Opener
 from edgecnn.data.pixels import Unreadable
@@ -36,24 +40,41 @@ def in_order(function: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T
                 future.cancel()
 
 
-def check_images(opener: Opener, count: int) -> tuple[list[bytes], dict[int, str]]:
-    """Decode images 0 to count: (SHA-256 of each one's stored bytes, {number of a corrupt image: why})."""
+@dataclass(frozen=True)
+class Checked:
+    """What decoding every image told.
 
-    def check(number: int) -> tuple[bytes, str | None]:
+    Attributes:
+        digests: SHA-256 of each one's stored bytes.
+        corrupt: why, by the number of a corrupt image.
+        sizes: int32 (N, 2), (height, width) in pixels as decoded; (0, 0) of a corrupt image.
+    """
+
+    digests: list[bytes]
+    corrupt: dict[int, str]
+    sizes: NDArray[np.int32]
+
+
+def check_images(opener: Opener, count: int) -> Checked:
+    """Decode images 0 to count once."""
+
+    def check(number: int) -> tuple[bytes, str | None, tuple[int, int]]:
         digest = hashlib.sha256(opener.raw(number)).digest()
         try:
-            opener.checked(number)
+            height, width = opener.checked(number).shape[:2]
         except Unreadable as error:
-            return digest, str(error)
-        return digest, None
+            return digest, str(error), (0, 0)
+        return digest, None, (height, width)
 
     digests: list[bytes] = []
     corrupt: dict[int, str] = {}
-    for digest, why in track(in_order(check, range(count)), "checking images", count):
+    sizes = np.zeros((count, 2), np.int32)
+    for digest, why, size in track(in_order(check, range(count)), "checking images", count):
         if why is not None:
             corrupt[len(digests)] = why
+        sizes[len(digests)] = size
         digests.append(digest)
-    return digests, corrupt
+    return Checked(digests, corrupt, sizes)
 
 
 def corrupt_error(opener: Opener, corrupt: dict[int, str], hint: str) -> EdgeError:

@@ -144,7 +144,7 @@ def open_images(spec: DataSpec, index: Index) -> Callable[[int], Pixels]:
             return Digits()
         case "arrays":
             return ArrayImages(declared_archives(spec), spec.color)
-        case "image-folder" | "label-table":
+        case "image-folder" | "label-table" | "yolo" | "coco" | "voc":
             return FileImages(image_folder(spec), tuple(name or "" for name in index.files), spec.color)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecnn.data.letterbox import Letterbox
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -109,11 +111,9 @@ def fit_image(image: Pixels, size: int | tuple[int, int], fit: Fit) -> Pixels:
         return image
     old_height, old_width, channels = image.shape
     new_height, new_width = height, width
+    box = Letterbox(old_height, old_width, (height, width))
     if fit == "letterbox":
-        if old_height * width <= old_width * height:
-            new_height = max(1, round(width * old_height / old_width))
-        else:
-            new_width = max(1, round(height * old_width / old_height))
+        new_height, new_width = box.inner
     elif fit == "crop":
         # Compared as products: the side that must match exactly is not left to float rounding.
         if old_height * width <= old_width * height:
@@ -124,7 +124,7 @@ def fit_image(image: Pixels, size: int | tuple[int, int], fit: Fit) -> Pixels:
     resized = np.asarray(Image.fromarray(plain).resize((new_width, new_height), Image.Resampling.BILINEAR))
     if fit == "letterbox":
         boxed = np.full((height, width, channels), LETTERBOX_GRAY, np.uint8)
-        top, left = (height - new_height) // 2, (width - new_width) // 2
+        top, left = box.corner
         boxed[top : top + new_height, left : left + new_width] = resized.reshape(new_height, new_width, channels)
         return boxed
     top, left = round((new_height - height) / 2), round((new_width - width) / 2)

@@ -55,6 +55,8 @@ def find_source(spec: DataSpec) -> Source:
             return _files(spec, _tables(spec))
         case "arrays":
             return _arrays(spec)
+        case "yolo" | "coco" | "voc":
+            raise AssertionError(f"{spec.format} has boxes: see prepare_boxes")
 
 
 def missing(spec: DataSpec) -> list[tuple[str, str, str]]:
@@ -65,9 +67,17 @@ def missing(spec: DataSpec) -> list[tuple[str, str, str]]:
         return []
     root = needed_root(spec)
     if not root.exists():
-        return [("data folder", str(root), "set `data.root`, or put the data there")]
+        what = {"yolo": "the YOLO data file", "coco": "the COCO folder"}.get(spec.format, "data folder")
+        return [(what, str(root), "put the data there, or point to a copy: --set data.root=PATH")]
+    if spec.format == "yolo":
+        from edgecnn.data.yolo import absent
+
+        return absent(spec)
     if root.is_file():
         return []
+    if spec.format == "voc":  # `train` and so on are lists, not folders
+        folders = [root / "Annotations", root / "JPEGImages"]
+        return [("folder of a Pascal VOC dataset", str(f), "set `data.root`") for f in folders if not f.exists()]
     gaps = []
     for part, name in _declared(spec):
         if not (root / name).exists():

@@ -6,12 +6,16 @@ A family makes a network from a ModelSpec; training, distillation and export are
 from __future__ import annotations
 
 import difflib
+import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import FamilyName, ModelSpec
+
+if TYPE_CHECKING:
+    from edgecnn.quantize.candidate import Network
 
 
 class Family(Protocol):
@@ -38,6 +42,23 @@ class Family(Protocol):
     def library_weights(self, name: str) -> tuple[str, ...]:
         """Names of the weights that the family's library knows for a model; empty when it has none."""
 
+    def finetune_quantized(self, out: Path, model: Path, placement: Path, data: Network, teacher: Path) -> None:
+        """Train a float ONNX graph with fake quantization at exactly the edges of a placement, in a child process.
+
+        Args:
+            out: takes finetuned.npz, a candidate as `quantize.checkpoint` writes it, which tells its `epochs` and,
+                `before` and `after` them, [top-1 as a fraction, mean cross-entropy] on select. In `out/resume/` a
+                checkpoint after each epoch, from which a killed run continues.
+            model: the float ONNX graph to train, canonical, with its `edgecnn.io` metadata.
+            placement: a candidate of that graph as `quantize.checkpoint` writes it, which tells its `scheme`.
+            data: the training images, and the settings.
+            teacher: the float ONNX graph whose answers it must keep.
+
+        Raises:
+            EdgeError: an operator that torch can't run here, a loss that is not a number, or no GPU where one is
+                asked for.
+        """
+
 
 def load_family(name: FamilyName) -> Family:
     """The family's module. Imports torch.
@@ -59,9 +80,14 @@ def load_family(name: FamilyName) -> Family:
                 from edgecnn.families import timm
 
                 return timm
+            case "ultralytics":
+                from edgecnn.families import ultralytics
+
+                return ultralytics
     except ModuleNotFoundError as error:
         raise EdgeError(
-            f"`family: {name}` needs `{error.name}`, which is not installed", "pip install 'edgecnn[train]'"
+            f"`family: {name}` needs `{error.name}`, which is not installed",
+            f"pip install 'edgecnn[{'train,yolo' if name == 'ultralytics' else 'train'}]'",
         ) from error
 
 
@@ -97,10 +123,33 @@ def missing(model: ModelSpec) -> list[tuple[str, str, str]]:
         libraries.append(model.family)
     for library in libraries:
         if find_spec(library) is None:
-            found.append((f"`{library}` is not installed", f"{model.section}.family", "pip install 'edgecnn[train]'"))
+            extras = "train,yolo" if library == "ultralytics" else "train"
+            found.append(
+                (f"`{library}` is not installed", f"{model.section}.family", f"pip install 'edgecnn[{extras}]'")
+            )
     if isinstance(model.weights, Path) and not model.weights.is_file():
         found.append((f"weights `{model.weights}` do not exist", f"{model.section}.weights", "correct the path"))
     return found
+
+
+ULTRALYTICS_RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
+
+
+def fetched_file(name: str) -> Path:
+    """Where torch keeps a weights file that it fetched; needs no torch."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints" / name
+
+
+def to_fetch(model: ModelSpec) -> list[tuple[str, str, str]]:
+    """(what, where, fix) of published weights that a build would first have to fetch."""
+    if model.family != "ultralytics" or not isinstance(model.weights, str) or fetched_file(model.weights).is_file():
+        return []
+    fix = (
+        f"the build fetches {ULTRALYTICS_RELEASE}/{model.weights}; without a network, get that file elsewhere and add "
+        f"--set {model.section}.weights=PATH"
+    )
+    return [(f"weights `{model.weights}`", str(fetched_file(model.weights)), fix)]
 
 
 SMALL_NAMES = (

@@ -24,20 +24,21 @@ from torch import nn
 from edgecnn import __version__
 from edgecnn.child import Json, serve
 from edgecnn.errors import EdgeError
+from edgecnn.families.deployed import Deployed, deployed
 from edgecnn.families.trained import ModelCard, read_trained
-from edgecnn.io_contract import KEY, InputContract, IoContract, OutputContract
+from edgecnn.io_contract import KEY, InputContract, IoContract
 from edgecnn.progress import current
 from edgecnn.recipe import ExportSpec
 
 OPSET = 19  # the first with FP16 Q/DQ, the last that TensorRT 10.3 takes
 IR_VERSION = 9
-INPUT, OUTPUT = "images", "logits"
-TOLERANCE = 2e-4  # of the largest logit (at least 1): float32 sums in another order stay far below it
+INPUT = "images"
+TOLERANCE = 2e-4  # of an output's largest value (at least 1): float32 sums in another order stay far below it
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Preprocessed(nn.Module):
-    """A network with its preprocessing: images as fed → logits, normalization as one Mul and one Add."""
+    """A network with its preprocessing: images as fed → its outputs, normalization as one Mul and one Add."""
 
     def __init__(self, net: nn.Module, card: ModelCard, spec: ExportSpec) -> None:
         super().__init__()
@@ -48,8 +49,8 @@ class Preprocessed(nn.Module):
         self.register_buffer("scale", torch.tensor(1 / (full * std), dtype=torch.float32).reshape(1, -1, 1, 1))
         self.register_buffer("shift", torch.tensor(-mean / std, dtype=torch.float32).reshape(1, -1, 1, 1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, S, S, C) or float32 (N, C, S, S) in 0..1 → logits float32 (N, classes)."""
+    def forward(self, images: torch.Tensor) -> Any:
+        """uint8 (N, S, S, C) or float32 (N, C, S, S) in 0..1 → the network's outputs, a tensor or a tuple of them."""
         if self.nhwc:  # cast first: TensorRT takes a uint8 input only into a Cast
             images = images.to(torch.float32).permute(0, 3, 1, 2)
         return self.net(images * self.scale + self.shift)
@@ -61,11 +62,12 @@ def work(job: Json) -> Json:
     out = Path(job["out"])
     torch.set_num_threads(1)
     trained = read_trained(Path(job["model"]))
-    wrapped = Preprocessed(trained.net, trained.card, spec).eval()
-    model = translate(wrapped, trained.card, spec)
+    ready = deployed(trained.card.family, trained.net, trained.card.image_size)
+    wrapped = Preprocessed(ready.net, trained.card, spec).eval()
+    model = translate(wrapped, trained.card, spec, tuple(output.name for output in ready.outputs))
     names = _rename(model, set(trained.net.state_dict()))
     _clean(model)
-    contract = _contract(trained.card, spec)
+    contract = _contract(trained.card, spec, ready)
     model.metadata_props[KEY] = contract.model_dump_json()
     proto = ir.to_proto(model)
     proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
@@ -83,7 +85,9 @@ def _example(card: ModelCard, spec: ExportSpec, count: int) -> torch.Tensor:
     return images if spec.input == "uint8-nhwc" else images.permute(0, 3, 1, 2).contiguous().float() / 255
 
 
-def translate(wrapped: Preprocessed, card: ModelCard, spec: ExportSpec) -> ir.Model:
+def translate(
+    wrapped: Preprocessed, card: ModelCard, spec: ExportSpec, outputs: tuple[str, ...] = ("logits",)
+) -> ir.Model:  # fmt: skip
     """torch's exporter, BatchNorm folded, opset 19, with its own names and metadata still.
 
     Raises:
@@ -98,7 +102,7 @@ def translate(wrapped: Preprocessed, card: ModelCard, spec: ExportSpec) -> ir.Mo
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 wrapped, (_example(card, spec, count),), dynamo=True, opset_version=OPSET, input_names=[INPUT],
-                output_names=[OUTPUT], dynamic_shapes=shapes, optimize=True, verbose=False,
+                output_names=list(outputs), dynamic_shapes=shapes, optimize=True, verbose=False,
                 custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _average_pool},
             )  # fmt: skip
     except Exception as error:
@@ -140,7 +144,7 @@ def _rename(model: ir.Model, parameters: set[str]) -> dict[str, str]:
     second one of that name gets `_1`; its output is the same with `.out`.
     """
     for value in list(model.graph.initializers.values()):
-        value.name = str(value.name).removeprefix("net.")
+        value.name = _own(str(value.name))
     modules: dict[str, str] = {}
     taken: dict[str, int] = {}
     for node in model.graph:
@@ -169,7 +173,14 @@ def _module_path(node: ir.Node) -> str:
     """Path of the torch module that a node came from; `input` for our preprocessing, empty for the network itself."""
     scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']"))
     path = scopes[-2] if len(scopes) > 1 else ""
-    return "input" if path == "" else path.removeprefix("net").removeprefix(".")
+    return "input" if path == "" else _own(f"{path}.").removesuffix(".")
+
+
+def _own(name: str) -> str:
+    """A name in the network itself: without the wrappers' `net.`."""
+    while name.startswith("net."):
+        name = name.removeprefix("net.")
+    return name
 
 
 def _name_weights(
@@ -207,10 +218,10 @@ def _clean(model: ir.Model) -> None:
         value.doc_string = None
 
 
-def _contract(card: ModelCard, spec: ExportSpec) -> IoContract:
+def _contract(card: ModelCard, spec: ExportSpec, ready: Deployed) -> IoContract:
     nhwc = spec.input == "uint8-nhwc"
     return IoContract(
-        task="classify",
+        task=ready.task,
         input=InputContract.model_validate(
             {
                 "name": INPUT,
@@ -225,7 +236,7 @@ def _contract(card: ModelCard, spec: ExportSpec) -> IoContract:
         ),
         normalization=card.normalization,
         normalization_inside=True,
-        outputs=(OutputContract(name=OUTPUT, meaning="logits"),),
+        outputs=ready.outputs,
         classes=card.classes,
     )
 
@@ -236,15 +247,18 @@ def _compare(path: Path, wrapped: Preprocessed, card: ModelCard, spec: ExportSpe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (answer,) = session.run([OUTPUT], {INPUT: images.numpy()})
+    answers = session.run(None, {INPUT: images.numpy()})
     with torch.no_grad():
-        expected = wrapped(images).numpy()
-    difference = float(np.abs(answer - expected).max())
-    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise EdgeError(
-            f"the exported ONNX answers otherwise than torch: logits differ by {difference:.3g}",
-            "report this model; `model.weights` with NaN or infinite values also does this",
-        )
+        given = wrapped(images)
+    for output, answer, expected in zip(
+        session.get_outputs(), answers, given if isinstance(given, tuple) else (given,), strict=True
+    ):
+        difference = float(np.abs(answer - expected.numpy()).max())
+        if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise EdgeError(
+                f"the exported ONNX answers otherwise than torch: {output.name} differ by {difference:.3g}",
+                "report this model; `model.weights` with NaN or infinite values also does this",
+            )
 
 
 if __name__ == "__main__":

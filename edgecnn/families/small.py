@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from edgecnn.errors import EdgeError
 from edgecnn.families import SMALL_NAMES, refuse_unknown
+from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.weights import check_fits, load_file
 from edgecnn.recipe import ModelSpec
 

@@ -8,6 +8,7 @@ from torch import nn
 from edgecnn import progress
 from edgecnn.errors import EdgeError
 from edgecnn.families import nearest, refuse_unknown
+from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.weights import check_fits, load_file
 from edgecnn.recipe import ModelSpec
 

@@ -27,7 +27,7 @@ class ModelCard(Spec):
     classes: tuple[str, ...]
     channels: Literal[1, 3]
     color: Literal["rgb", "gray"]
-    fit: Literal["crop", "stretch"]
+    fit: Literal["crop", "stretch", "letterbox"]
     image_size: int  # pixels, height and width
     normalization: Normalization
 

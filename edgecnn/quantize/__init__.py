@@ -1,4 +1,7 @@
-"""Float ONNX in, INT8 Q/DQ ONNX out: check · canonical · placement · calibrate · ranges · rewrite · typed. No torch."""
+"""Float ONNX in, INT8 Q/DQ ONNX out: check · canonical · placement · calibrate · ranges · ladder · rewrite · typed.
+
+Torch is not needed for the first rungs of the ladder; only `learned/` and what trains import it, when climbed.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,55 @@ from typing import TYPE_CHECKING
 from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract, read_contract
-from edgecnn.recipe import QuantizeSpec
+from edgecnn.progress import current
+from edgecnn.recipe import DataSpec, Promise, QuantizeSpec, Student
 from edgecnn.store import Artifact, decided_by
 
 if TYPE_CHECKING:
+    from edgecnn.quantize.arrays import NamedArrays
     from edgecnn.quantize.calibrate import ImageSource
+    from edgecnn.quantize.candidate import Network
+    from edgecnn.quantize.judge import Selected
 
 __all__ = ["check_onnx", "quantize", "quantize_model", "typed_float"]
 
 
-@decided_by("onnx", "onnx-ir", "onnxruntime", "numpy")
-def quantize(out: Path, spec: QuantizeSpec, scheme: Scheme, plain: Artifact, data: Artifact) -> None:
+@decided_by("onnx", "onnx-ir", "onnxruntime", "numpy", "torch")
+def quantize(
+    out: Path, spec: QuantizeSpec, promise: Promise, scheme: Scheme, kernels: str, student: Student, images: DataSpec,
+    plain: Artifact, trained: Artifact, data: Artifact,
+) -> None:  # fmt: skip
     """Stage: the exported float graph → INT8, calibrated on the first `spec.images` of the calibrate split.
+
+    The recovery ladder is climbed while the drop on the select split misses the promise; a killed climb continues from
+    `out/resume`. `student` and `images` are what the qat rung trains with; the scored split is never read.
+
+    Args:
+        kernels: this CPU's name where its own INT8 kernels will run the graph, '' for the float simulation.
 
     Raises:
         EdgeError: see `quantize_model`; or the export has no `edgecnn.io` metadata.
     """
-    from edgecnn.data import images
+    from edgecnn import data as data_room
+    from edgecnn.quantize.candidate import Network
+    from edgecnn.quantize.judge import Selected
 
     model = plain.path / "model.onnx"
     contract = read_contract(model)
     if contract is None:
         raise EdgeError(f"`{model}` has no `edgecnn.io` metadata", "export it with edgecnn")
-    quantize_model(out, spec, scheme, model, images(data.path, "calibrate"), contract)
+    selected = None
+    if promise.max_accuracy_drop is not None and contract.task != "classify":
+        note = f"quantize: nothing judges `task: {contract.task}` on the select split, so the ladder stays at `ranges`"
+        current().note(note)
+        promise = promise.model_copy(update={"max_accuracy_drop": None})
+    if promise.max_accuracy_drop is not None:
+        selected = Selected(data_room.images(data.path, "select"), data_room.labels(data.path, "select"))
+    network = Network(student.model, student.train, images, data.path, trained.path, spec.qat)
+    quantize_model(
+        out, spec, scheme, model, data_room.images(data.path, "calibrate"), contract, promise=promise,
+        selected=selected, kernels=kernels, network=network,
+    )  # fmt: skip
 
 
 @decided_by("onnx", "onnx-ir", "numpy")
@@ -45,23 +74,36 @@ def typed_float(out: Path, scheme: Scheme, plain: Artifact) -> None:
 
 
 def quantize_model(
-    out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource, contract: IoContract
-) -> None:
-    """Quantize any float ONNX; torch is not needed.
+    out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource | NamedArrays,
+    contract: IoContract | None, *,
+    promise: Promise | None = None, selected: Selected | None = None, kernels: str = "",
+    network: Network | None = None, folder: Path | None = None,
+) -> None:  # fmt: skip
+    """Quantize any float ONNX; torch is needed only by the learned rungs of a climb.
 
     Args:
         out: folder that takes model.onnx (INT8 Q/DQ, FP32 elsewhere), typed.onnx (with `islands: float16`: FP16
             elsewhere, for strongly typed builds) and quantize.json.
-        images: calibration images, uint8 NHWC of the contract's size; the first `spec.images` are used.
-        contract: what the model's input means.
+        images: calibration images, uint8 NHWC of the contract's size, or arrays by input name, which the graph takes
+            as they are; the first `spec.images` are used.
+        contract: what the model's input means; None with arrays, which no budget can be judged on.
+        promise: the accuracy budget, which the ladder is climbed for; None: no budget, ranges alone.
+        selected: labelled images that judge it, disjoint from `images`.
+        kernels: name of the CPU whose own INT8 kernels judge; '': the float simulation.
+        network: what the qat rung trains; None: there is none.
+        folder: where a killed climb continues, removed at the end; default `out/resume`.
 
     Raises:
         EdgeError: the file fails `check_onnx`; too few or unfitting images; `keep_float` names no node; every layer
-            would stay float; a tensor takes NaN or infinity; a weight holds them; onnx refuses the result.
+            would stay float; a tensor takes NaN or infinity; a weight holds them; onnx refuses the result; a budget
+            without labelled images, or of a model that is no better than a constant answer.
     """
     from edgecnn.quantize.model import quantize_file
 
-    quantize_file(out, spec, scheme, model, images, contract)
+    quantize_file(
+        out, spec, scheme, model, images, contract, promise=promise or Promise(), selected=selected, kernels=kernels,
+        network=network, folder=folder or out / "resume",
+    )  # fmt: skip
 
 
 def check_onnx(path: Path) -> None:

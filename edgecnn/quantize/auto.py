@@ -21,8 +21,9 @@ from edgecnn.quantize.canonical import add_initializer, opset
 from edgecnn.quantize.histogram import merged
 from edgecnn.quantize.placement import LAYERS, Activation, Edge, Placement
 from edgecnn.quantize.ranges import METHODS, Grid, Method, activation_grid, activation_type, choose
-from edgecnn.quantize.rewrite import Grids, rewrite
+from edgecnn.quantize.rewrite import Grids
 from edgecnn.quantize.sessions import expose, open_session, run_each
+from edgecnn.quantize.swap import simulations
 
 # Images for the error per tensor and for the comparison of whole models, at 224 x 224; of smaller images, which hold
 # fewer values each, as many more, up to MOST: on 32 x 32 images 32 of them choose ranges that fit only those 32.
@@ -61,8 +62,7 @@ def by_method(method: Method, placement: Placement, calibration: Calibration, sc
 def automatic(feeder: Feeder, placement: Placement, calibration: Calibration, scheme: Scheme) -> Chosen:
     """Choose per tensor by measured error, then keep the best whole."""
     candidates = {method: by_method(method, placement, calibration, scheme) for method in METHODS}
-    height, width = feeder.contract.input.size
-    more = max(1.0, 224 * 224 / (height * width))
+    more = max(1.0, 224 * 224 / feeder.pixels)
     sample = feeder.sample(min(MOST, round(COMPARED * more)))
     errors = _measured(
         feeder, sample[: min(MOST, round(PROBED * more))], placement, [candidates[method] for method in METHODS], scheme
@@ -88,16 +88,28 @@ def output_sqnr(
     feeds = list(feeder.feeds(sample))
     exact = list(run_each(reference, feeds))
     found = []
-    for number, each in enumerate(grids):
-        session = open_session(rewrite(feeder.model, placement, each, scheme), simulate=True)
+    for number, simulated in enumerate(simulations(feeder.model, placement, grids, scheme, feeds)):
         signal, noise = [], []
-        outputs = track(run_each(session, feeds), f"compare {number + 1}/{len(grids)}", len(feeds))
+        outputs = track(simulated, f"compare {number + 1}/{len(grids)}", len(feeds))
         for want, got in zip(exact, outputs, strict=True):
             for a, b in zip(want, got, strict=True):
-                signal.append(float(np.square(a.astype(np.float64)).sum()))
-                noise.append(float(np.square(a.astype(np.float64) - b).sum()))
+                powers = signal_and_noise(a, b)
+                signal.append(powers[0])
+                noise.append(powers[1])
         found.append(decibel(math.fsum(signal), math.fsum(noise)))
     return found
+
+
+def signal_and_noise(want: np.ndarray, got: np.ndarray) -> tuple[float, float]:
+    """Sum of squares of a float output and of its error; (0, 0) of what is no number to compare: indices, truths.
+
+    An output whose shape depends on the data (kept boxes) and differs counts as lost.
+    """
+    if want.dtype.kind != "f":
+        return 0.0, 0.0
+    wide = want.astype(np.float64)
+    signal = float(np.square(wide).sum())
+    return signal, float(np.square(wide - got).sum()) if want.shape == got.shape else signal
 
 
 def decibel(signal: float, noise: float) -> float:
@@ -114,7 +126,7 @@ def _measured(
 
     Two measures: of the outputs as a whole, and the mean over their channels, each against its own power.
     """
-    model = ir.serde.deserialize_model(ir.serde.serialize_model(feeder.model))
+    model = feeder.model.clone()
     probes = _Probes(model, scheme)
     for activation in placement.counted:
         for number, chosen in enumerate(candidates):

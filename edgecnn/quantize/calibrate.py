@@ -20,6 +20,7 @@ import onnx_ir as ir
 from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.progress import track
+from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.histogram import Histogram
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
 
@@ -52,18 +53,28 @@ class Feeder:
     """Turns calibration images into the model's feeds, one inference at a time."""
 
     model: ir.Model
-    contract: IoContract
-    images: ImageSource
+    contract: IoContract | None  # None: `images` are NamedArrays, fed as they are
+    images: ImageSource | NamedArrays
     count: int
 
     def __post_init__(self) -> None:
         inputs = [value.name for value in self.model.graph.inputs]
-        if inputs != [self.contract.input.name]:
+        if isinstance(self.images, NamedArrays):
+            self.images.fit(list(self.model.graph.inputs))
+        elif self.contract is None or inputs != [self.contract.input.name]:
             raise EdgeError(
-                f"the graph's inputs are {', '.join(f'`{name}`' for name in inputs)}, "
-                f"but calibration feeds only `{self.contract.input.name}`",
-                "export the model with one image input",
+                f"the graph's inputs are {', '.join(f'`{name}`' for name in inputs)}, but calibration feeds only "
+                f"`{self.contract.input.name if self.contract else ''}`",
+                "give an .npz with one array per input, or export the model with one image input",
             )
+
+    @property
+    def pixels(self) -> int:
+        """Height × width of an image; of arrays the third of the values of the largest."""
+        if isinstance(self.images, NamedArrays) or self.contract is None:
+            return max(1, self.images.values() // 3) if isinstance(self.images, NamedArrays) else 1
+        height, width = self.contract.input.size
+        return height * width
 
     @property
     def batch(self) -> int:
@@ -74,15 +85,20 @@ class Feeder:
 
     def feeds(self, chosen: list[int] | None = None) -> Iterator[Feeds]:
         """Feeds of all images in order, or of the chosen ones; a static batch is filled up with its last image."""
-        if chosen is not None:
+        if isinstance(self.images, NamedArrays):
+            wanted = list(range(self.count)) if chosen is None else chosen
+            for number in range(0, len(wanted), self.batch):
+                yield self.images.feed(wanted[number : number + self.batch], self.batch)
+        elif chosen is not None:
             for number in range(0, len(chosen), self.batch):
                 parts = [self.images.batch(i, i + 1) for i in chosen[number : number + self.batch]]
                 yield self._feed(np.concatenate(parts))
-            return
-        for start in range(0, self.count, self.batch):
-            yield self._feed(self.images.batch(start, min(start + self.batch, self.count)))
+        else:
+            for start in range(0, self.count, self.batch):
+                yield self._feed(self.images.batch(start, min(start + self.batch, self.count)))
 
     def _feed(self, images: np.ndarray) -> Feeds:
+        assert self.contract is not None  # only NamedArrays go without
         _check_images(images, self.contract)
         if len(images) < self.batch:
             images = np.concatenate([images, np.repeat(images[-1:], self.batch - len(images), axis=0)])
@@ -91,6 +107,8 @@ class Feeder:
     @cached_property
     def digests(self) -> list[str]:
         """SHA-256 of each image's pixels."""
+        if isinstance(self.images, NamedArrays):
+            return [self.images.digest(number) for number in range(self.count)]
         found = []
         for start in range(0, self.count, _READ):
             for image in self.images.batch(start, min(start + _READ, self.count)):
@@ -105,7 +123,8 @@ class Feeder:
 def _check_images(images: np.ndarray, contract: IoContract) -> None:
     if images.dtype != np.uint8 or images.ndim != 4:
         raise EdgeError(
-            f"calibration images are {images.dtype} with {images.ndim} dimensions; uint8 (N, H, W, C) is needed", ""
+            f"calibration images are {images.dtype} with {images.ndim} dimensions; uint8 (N, H, W, C) is needed",
+            "give pixel values 0 to 255 as uint8, channels last",
         )
     height, width = contract.input.size
     if images.shape[1:] != (height, width, contract.input.channels):

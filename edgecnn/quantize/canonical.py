@@ -1,8 +1,8 @@
 """Float ONNX → the canonical float graph that every later step reads.
 
 Constants lifted to initializers, shape arithmetic that is already decided folded away, Identity and Dropout dropped,
-BatchNormalization folded into the layer before it, zero padding folded into its Conv, every node named, opset
-raised to 19, shapes inferred. Weight names stay as they were: `names.json` ties them to torch modules.
+BatchNormalization folded into the layer before it, zero padding folded into its Conv, every node named, opset 19
+where onnx can convert to it, shapes inferred. Weight names stay as they were: `names.json` ties them to torch modules.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgecnn import progress
-from edgecnn.errors import EdgeError
-from edgecnn.quantize.check import infer_shapes, load_checked
+from edgecnn.quantize.branches import take_branches
+from edgecnn.quantize.check import SMALL, inferred_values, load_checked
+from edgecnn.quantize.fold_weights import fold_weights
 from edgecnn.quantize.folding import fold_shapes
+from edgecnn.quantize.opsets import TYPED_OPSET, at_typed_opset
+from edgecnn.quantize.widen import widen
 
-TYPED_OPSET = 19  # the first whose QuantizeLinear takes FP16
-_LOWEST_WITH_AXIS = 13  # per-channel DequantizeLinear
+__all__ = ["TYPED_OPSET", "add_initializer", "canonical", "constant", "opset"]
 
 
 def canonical(path: Path) -> ir.Model:
@@ -29,7 +30,7 @@ def canonical(path: Path) -> ir.Model:
     Raises:
         EdgeError: see `check_onnx`; or the opset is below 13 and onnx cannot raise it.
     """
-    proto = _raised(load_checked(path), path)
+    proto = at_typed_opset(load_checked(path), path)
     del proto.graph.value_info[:]  # inferred again below; stale ones would contradict folded nodes
     model: ir.Model = ir.serde.deserialize_model(proto)
     passes.InlinePass()(model)
@@ -37,9 +38,14 @@ def canonical(path: Path) -> ir.Model:
     passes.RemoveInitializersFromInputsPass()(model)
     _drop_dropout(model.graph)
     passes.IdentityEliminationPass()(model)
-    model = _inferred(model)
-    while fold_shapes(model.graph):  # a folded padding decides the shapes after it
-        model = _inferred(model)
+    _infer(model)
+    if widen(model):
+        _infer(model)
+    while fold_shapes(model.graph) + take_branches(model):  # a folded padding decides the shapes after it
+        _infer(model)
+    if fold_weights(model):
+        passes.RemoveUnusedNodesPass()(model)
+        _infer(model)
     _fold_batch_norms(model.graph)
     _fold_pads(model.graph)
     _cast_first(model.graph)
@@ -52,7 +58,14 @@ def canonical(path: Path) -> ir.Model:
     metadata = dict(model.metadata_props)
     passes.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.update(metadata)  # the model's own stay: `edgecnn.io` is among them
-    return _inferred(model)
+    _infer(model)
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:  # arrays of our own: protobuf's bytes are copied at every look
+            value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
+    for node in model.graph:
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            progress.current().note(f"{node.op_type} `{node.name}` holds a subgraph: what is in it stays float")
+    return model
 
 
 def opset(model: ir.Model) -> int:
@@ -78,32 +91,26 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def _raised(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    version = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    if version >= TYPED_OPSET:
-        return proto
-    try:
-        raised = onnx.version_converter.convert_version(proto, TYPED_OPSET)
-        onnx.checker.check_model(raised)
-    except Exception as error:  # the converter raises RuntimeError and its own kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if version < _LOWEST_WITH_AXIS:
-            raise EdgeError(
-                f"`{path}` has opset {version}, and onnx cannot raise it to {TYPED_OPSET}: {reason}",
-                "export the model again with opset 19",
-            ) from error
-        progress.current().note(f"opset stays {version}, no typed graph will be made: {reason}")
-        return proto
-    del raised.metadata_props[:]
-    raised.metadata_props.extend(proto.metadata_props)
-    raised.ir_version = max(raised.ir_version, 9)  # opset 19 came with IR 9
-    return raised
-
-
-def _inferred(model: ir.Model) -> ir.Model:
-    proto = ir.serde.serialize_model(model)
+def _infer(model: ir.Model) -> None:
+    """Give every tensor of the main graph the type and shape that onnx infers, in place."""
+    light = model.clone()
+    for name, value in list(light.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.size > SMALL and not value.is_graph_input():
+            # As an input without values: onnx would copy the weights several times.
+            value.const_value = None
+            del light.graph.initializers[name]
+            light.graph.inputs.append(value)
+    proto = ir.serde.serialize_model(light)
     del proto.graph.value_info[:]
-    return ir.serde.deserialize_model(infer_shapes(proto))
+    seen = inferred_values(proto)
+    found = {value.name: value for value in (*seen.value_info, *seen.output)}
+    for node in model.graph:
+        for value in node.outputs:
+            told = found.get(value.name)
+            value.shape = ir.serde.deserialize_type_proto_for_shape(told.type) if told is not None else None
+            if told is not None and (kind := ir.serde.deserialize_type_proto_for_type(told.type)) is not None:
+                value.type = kind
 
 
 def _drop_dropout(graph: ir.Graph) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import onnx
 
 from edgecnn.errors import EdgeError
+from edgecnn.quantize.wiring import check_wiring
 
 LOWEST_OPSET, HIGHEST_OPSET = 11, 23
-_SMALL = 256  # elements: what shape arithmetic may need the values of
+SMALL = 256  # elements: what shape arithmetic may need the values of
 _QUANTIZED_OPS = frozenset({
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QLinearAdd",
     "QLinearGlobalAveragePool", "QLinearConcat", "QGemm", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu",
@@ -43,6 +44,7 @@ def load_checked(path: Path) -> onnx.ModelProto:
     _opset(model, path)
     _not_quantized(model, path)
     _input_ranks(model, path)
+    check_wiring(model, path)
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
@@ -101,27 +103,21 @@ def _not_quantized(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with shapes inferred; weights stay out of onnx's copies of the graph, which is most of the time."""
+def inferred_values(model: onnx.ModelProto) -> onnx.GraphProto:
+    """The graph with shapes inferred, its large weights left out: copying them would be most of the time."""
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = model.graph
     light.metadata_props.extend(model.metadata_props)
     light.graph.name = graph.name
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(light.graph, field).extend(getattr(graph, field))
-    large = []
     given = {value.name for value in graph.input}
     for tensor in graph.initializer:
-        if math.prod(tensor.dims) <= _SMALL or tensor.name in given:
+        if math.prod(tensor.dims) <= SMALL or tensor.name in given:
             light.graph.initializer.append(tensor)
         else:
-            large.append(tensor)
             light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    if large:
-        del inferred.graph.input[-len(large) :]
-    inferred.graph.initializer.extend(large)
-    return inferred
+    return onnx.shape_inference.infer_shapes(light, data_prop=True).graph
 
 
 def _input_ranks(model: onnx.ModelProto, path: Path) -> None:
@@ -139,13 +135,16 @@ def _input_ranks(model: onnx.ModelProto, path: Path) -> None:
 
 def _ranks(model: onnx.ModelProto, path: Path) -> None:
     try:
-        inferred = infer_shapes(model)
+        inferred = inferred_values(model)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise EdgeError(f"shapes of `{path}` cannot be inferred: {reason}", "export the model again") from error
-    typed = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    typed = {value.name: value for value in (*inferred.value_info, *inferred.output)}
+    unknown: set[str] = set()  # what comes behind a subgraph or a foreign operator: onnx infers nothing there
     for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx") or any(a.HasField("g") or a.graphs for a in node.attribute):
+        foreign = node.domain not in ("", "ai.onnx") or any(a.HasField("g") or a.graphs for a in node.attribute)
+        if foreign or unknown.intersection(node.input):
+            unknown.update(node.output)
             continue
         for name in filter(None, node.output):
             value = typed.get(name)

@@ -1,38 +1,50 @@
-"""One model through the quantizer: canonical graph, placement, calibration, ranges, rewrite, what it cost."""
+"""One model through the quantizer: canonical graph, placement, calibration, the recovery ladder, what it cost."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
-from edgecnn import __version__, progress
+from edgecnn import progress
 from edgecnn.device import Scheme
+from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
-from edgecnn.quantize.auto import Chosen, automatic, by_method
-from edgecnn.quantize.calibrate import Calibration, Feeder, ImageSource, calibrate
-from edgecnn.quantize.canonical import TYPED_OPSET, canonical, constant, opset
-from edgecnn.quantize.coverage import coverage, macs
+from edgecnn.quantize.arrays import NamedArrays
+from edgecnn.quantize.calibrate import Feeder, ImageSource, calibrate
+from edgecnn.quantize.candidate import Candidate, Network, Tools
+from edgecnn.quantize.canonical import TYPED_OPSET, canonical, opset
+from edgecnn.quantize.judge import Selected, SelectJudge
+from edgecnn.quantize.ladder import Climb, climb
 from edgecnn.quantize.layers import IMAGES as LAYER_IMAGES
 from edgecnn.quantize.layers import Errors, layer_errors
-from edgecnn.quantize.placement import LAYERS, Graph, Placement, place
-from edgecnn.quantize.rewrite import Grids, rewrite, serialized
+from edgecnn.quantize.placement import Graph, place
+from edgecnn.quantize.record import metadata, report
+from edgecnn.quantize.repeats import delivered
+from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.sessions import observe
 from edgecnn.quantize.typed import typed
 from edgecnn.quantize.weights import require_finite
-from edgecnn.recipe import QuantizeSpec
+from edgecnn.recipe import Promise, QuantizeSpec
 
-_OBSERVED = 2  # images for shapes and for the extremes of tensors that calibration does not count
+_OBSERVED = 4  # images for shapes and for the extremes of tensors that calibration does not count
 
 
 def quantize_file(
-    out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource, contract: IoContract
-) -> None:
+    out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource | NamedArrays,
+    contract: IoContract | None, *,
+    promise: Promise, selected: Selected | None, kernels: str, network: Network | None, folder: Path,
+) -> None:  # fmt: skip
     """Write model.onnx, typed.onnx (with FP16 islands) and quantize.json under `out`; see `quantize_model`."""
     spec.require_images(len(images))
+    if promise.max_accuracy_drop is not None and selected is None:
+        raise EdgeError(
+            "an accuracy budget needs labelled images beside the calibration images, and there are none",
+            "give labels, or leave the budget out",
+        )
     float_model = canonical(model)
     feeder = Feeder(float_model, contract, images, spec.images)
     sample = feeder.sample(LAYER_IMAGES)
@@ -41,38 +53,31 @@ def quantize_file(
     placement = place(graph, scheme, spec.keep_float)
     for weight in placement.weights:
         require_finite(weight.tensor, float_model.graph.initializers[weight.tensor].const_value.numpy())
-    calibration = calibrate(feeder, [activation.tensor for activation in placement.counted])
-    if spec.ranges == "auto":
-        chosen = automatic(feeder, placement, calibration, scheme)
-    else:
-        chosen = by_method(spec.ranges, placement, calibration, scheme)
-    grids = chosen.grids(placement, scheme)
-    quantized = rewrite(float_model, placement, grids, scheme)
-    tensors = _tensors(placement, chosen, grids)
-    metadata = json.dumps(
-        {
-            "version": 1,
-            "edgecnn": __version__,
-            "scheme": scheme.model_dump(),
-            "ranges": spec.ranges,
-            "calibration": {"images": calibration.images, "digest": calibration.digest},
-            "tensors": tensors,
-        },
-        sort_keys=True,
+    judge = None
+    if promise.max_accuracy_drop is not None and contract is None:
+        raise EdgeError("an accuracy budget needs images, and the model is fed arrays", "leave the budget out")
+    if promise.max_accuracy_drop is not None and selected is not None and contract is not None:
+        judge = SelectJudge(
+            float_model, contract, selected, promise.metric, scheme, most=spec.select_images, kernels=kernels
+        )
+    tools = Tools(
+        scheme, graph, feeder, spec.ranges, folder, judge=judge, budget=promise.max_accuracy_drop, network=network
     )
-    (out / "model.onnx").write_bytes(serialized(quantized, metadata))
+    climbed = climb(tools, placement, stop_at=spec.stop_at)
+    candidate = climbed.candidate
+    quantized = candidate.quantized(scheme)
+    told = metadata(tools, climbed)
+    (out / "model.onnx").write_bytes(serialized(delivered(quantized, scheme), told))
     islands: list[str] = []
     if scheme.islands == "float16" and opset(float_model) >= TYPED_OPSET:
-        for histogram_name, histogram in calibration.histograms.items():
-            bounds[histogram_name] = max(bounds.get(histogram_name, 0.0), histogram.bound)
-        halves, islands = typed(quantized, bounds)
-        (out / "typed.onnx").write_bytes(serialized(halves, metadata))
+        halves, islands = typed(quantized, _bounds(tools, climbed, bounds))
+        (out / "typed.onnx").write_bytes(serialized(halves, told))
         for island in islands:
             progress.current().note(f"stays FP32: {island}")
-    errors = layer_errors(feeder, graph, quantized, sample)
-    report = _report(spec, scheme, graph, placement, calibration, quantized, errors, tensors)
-    report["float_islands"] = islands
-    (out / "quantize.json").write_text(json.dumps(report, indent=1))
+    errors = _errors(tools, candidate, quantized, sample)
+    document = {**report(tools, climbed, spec.stop_at, quantized, errors), "float_islands": islands}
+    (out / "quantize.json").write_text(json.dumps(document, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def typed_file(out: Path, scheme: Scheme, model: Path) -> None:
@@ -85,56 +90,22 @@ def typed_file(out: Path, scheme: Scheme, model: Path) -> None:
             progress.current().note(f"stays FP32: {island}")
 
 
-def _tensors(placement: Placement, chosen: Chosen, grids: Grids) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": activation.tensor,
-            "method": chosen.methods[activation.group],
-            "low": chosen.ranges[activation.group][0],
-            "high": chosen.ranges[activation.group][1],
-            "scale": grids[activation.tensor].scale,
-            "zero_point": grids[activation.tensor].zero_point,
-        }
-        for activation in placement.activations
-    ]
+def _bounds(tools: Tools, climbed: Climb, observed: dict[str, float]) -> dict[str, float]:
+    """Largest magnitude by tensor: what calibration counted, and of the other tensors what a few images showed."""
+    model, counted = climbed.candidate.model, climbed.counted.bounds
+    if model is not tools.graph.model:  # a rung scaled its tensors
+        feeder = tools.feeder_of(model)
+        _, observed = observe(model, list(feeder.feeds(feeder.sample(_OBSERVED))))
+        histograms = calibrate(feeder, list(counted)).histograms
+        counted = {name: histogram.bound for name, histogram in histograms.items()}
+    return {name: max(observed.get(name, 0.0), counted.get(name, 0.0)) for name in {*observed, *counted}}
 
 
-def _report(
-    spec: QuantizeSpec, scheme: Scheme, graph: Graph, placement: Placement, calibration: Calibration,
-    quantized: ir.Model, errors: Errors, tensors: list[dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
-    counts = {"QuantizeLinear": 0, "DequantizeLinear": 0}
-    for node in quantized.graph:
-        if node.op_type in counts:
-            counts[node.op_type] += 1
-    layers = []
-    for node in graph.nodes():
-        if node.op_type not in LAYERS:
-            continue
-        name = node.name or ""
-        layers.append({
-            "name": name,
-            "op": node.op_type,
-            "weight": node.inputs[1].name if constant(node.inputs[1]) is not None else None,
-            "macs": macs(node, graph) // calibration.batch,
-            "int8": name in placement.int8_layers,
-            "why_float": placement.why_float.get(name),
-            "sqnr_db": errors.layers.get(name),
-        })  # fmt: skip
-    return {
-        "scheme": scheme.model_dump(),
-        "ranges": spec.ranges,
-        "calibration": {
-            "images": calibration.images,
-            "digest": calibration.digest,
-            "batch": calibration.batch,
-            "seconds": round(calibration.seconds, 3),
-        },
-        "coverage": asdict(coverage(graph, placement)),
-        "qdq": {"quantize_linear": counts["QuantizeLinear"], "dequantize_linear": counts["DequantizeLinear"]},
-        "layers": layers,
-        "tensors": tensors,
-        "sqnr_db": errors.outputs,
-        "agreement": errors.agreement,
-        "compared_images": min(LAYER_IMAGES, calibration.images),
-    }
+def _errors(tools: Tools, candidate: Candidate, quantized: ir.Model, sample: list[int]) -> Errors:
+    """Layers against the candidate's own float graph, whose tensors may be scaled; outputs against the given one."""
+    own = candidate.model is tools.graph.model
+    errors = layer_errors(tools.feeder, Graph(candidate.model, tools.graph.shapes), quantized, sample)
+    if own:
+        return errors
+    whole = layer_errors(tools.feeder, tools.graph, quantized, sample)
+    return replace(errors, outputs=whole.outputs, agreement=whole.agreement)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 import numpy as np
@@ -48,11 +48,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class Placement:
-    """The whole decision. `why_float` tells of every MAC layer that stays float why."""
+    """The whole decision. `why_float` tells of every MAC layer that stays float why; `kept` was asked for, by name."""
 
     activations: tuple[Activation, ...]
     weights: tuple[Weight, ...]
     why_float: dict[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
 
     @property
     def int8_layers(self) -> frozenset[str]:
@@ -87,8 +88,9 @@ class Graph:
         """The shape of a tensor or constant; () when unknown."""
         if value is None or value.name is None:
             return ()
-        array = constant(value)
-        return tuple(array.shape) if array is not None else self.shapes.get(value.name, ())
+        if value.const_value is not None and not value.is_graph_input():
+            return tuple(int(size) for size in value.const_value.shape)
+        return self.shapes.get(value.name, ())
 
 
 def place(graph: Graph, scheme: Scheme, keep_float: tuple[str, ...] = ()) -> Placement:
@@ -102,8 +104,6 @@ def place(graph: Graph, scheme: Scheme, keep_float: tuple[str, ...] = ()) -> Pla
     Raises:
         EdgeError: `keep_float` names no node; or no layer can be quantized.
     """
-    from edgecnn.quantize import placement_onnxruntime, placement_tensorrt
-
     names = [node.name or "" for node in graph.nodes()]
     for name in keep_float:
         if name not in names:
@@ -112,16 +112,25 @@ def place(graph: Graph, scheme: Scheme, keep_float: tuple[str, ...] = ()) -> Pla
                 f"`quantize.keep_float` names `{name}`, which is no node of the graph",
                 f"the nearest is `{near[0]}`" if near else "see the layer names in quantize.json",
             )
-    if scheme.placement == "tensorrt":
-        placed = placement_tensorrt.place(graph, frozenset(keep_float))
-    else:
-        placed = placement_onnxruntime.place(graph, frozenset(keep_float), scheme)
+    placed = _placed(graph, scheme, frozenset(keep_float))
     if not placed.weights:
         reasons = "; ".join(sorted({f"{why}" for why in placed.why_float.values()})) or "it has no layer with weights"
         raise EdgeError(
             f"every layer of the graph would stay float: {reasons}", "nothing to quantize: use the float model"
         )
-    return placed
+    return replace(placed, kept=keep_float)
+
+
+def _placed(graph: Graph, scheme: Scheme, keep_float: frozenset[str]) -> Placement:
+    from edgecnn.quantize import placement_onnxruntime, placement_openvino, placement_tensorrt
+
+    match scheme.placement:
+        case "tensorrt":
+            return placement_tensorrt.place(graph, keep_float)
+        case "onnxruntime":
+            return placement_onnxruntime.place(graph, keep_float, scheme)
+        case "openvino":
+            return placement_openvino.place(graph, keep_float)
 
 
 # --- what both sets of rules ask of a graph ---

@@ -11,6 +11,7 @@ import math
 import onnx_ir as ir
 
 from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.heads import Head, head_of
 from edgecnn.quantize.placement import (
     LAYERS,
     Edge,
@@ -32,9 +33,15 @@ _SELECTING = frozenset(
 _RESHAPING = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
-def place(graph: Graph, keep_float: frozenset[str]) -> Placement:
-    """Q/DQ on inputs and weights of layers and the skip input of residual Adds; one scale across pass-through ops."""
-    weights, why_float = _layers(graph, keep_float)
+def place(
+    graph: Graph, keep_float: frozenset[str], least_channels: int = FEW_CHANNELS, also: tuple[Edge, ...] = ()
+) -> Placement:
+    """Q/DQ on inputs and weights of layers and the skip input of residual Adds; one scale across pass-through ops.
+
+    `also`: further readings that get Q/DQ.
+    """
+    head = head_of(graph)
+    weights, why_float = _layers(graph, keep_float, head, least_channels)
     edges: dict[str, set[Edge]] = {}
     for weight in weights.values():
         _add(edges, _node(graph, weight.node).inputs[0], weight.node, 0)
@@ -42,9 +49,12 @@ def place(graph: Graph, keep_float: frozenset[str]) -> Placement:
         if (
             node.op_type == "Add"
             and node.name not in keep_float
+            and node.name not in head.nodes
             and (skip := _skip_input(graph, node, weights)) is not None
         ):
             _add(edges, node.inputs[skip], node.name or "", skip)
+    for edge in also:
+        _add(edges, _node(graph, edge.node).inputs[edge.index], edge.node, edge.index)
     groups = Groups()
     for node in reversed(graph.nodes()):  # backwards: a chain is walked from its end to its root
         if node.name not in keep_float:
@@ -61,7 +71,9 @@ def _node(graph: Graph, name: str) -> ir.Node:
     return next(node for node in graph.model.graph if node.name == name)
 
 
-def _layers(graph: Graph, keep_float: frozenset[str]) -> tuple[dict[str, Weight], dict[str, str]]:
+def _layers(
+    graph: Graph, keep_float: frozenset[str], head: Head, least_channels: int
+) -> tuple[dict[str, Weight], dict[str, str]]:
     gates = gate_nodes(graph)
     weights: dict[str, Weight] = {}
     why_float: dict[str, str] = {}
@@ -76,14 +88,16 @@ def _layers(graph: Graph, keep_float: frozenset[str]) -> tuple[dict[str, Weight]
             why_float[name] = found
         elif name in gates:
             why_float[name] = "gate of a squeeze-and-excitation block"
-        elif few := _few_channels(graph, node):
+        elif name in head.layers:
+            why_float[name] = head.layers[name]
+        elif few := _few_channels(graph, node, least_channels):
             why_float[name] = few
         else:
             weights[name] = found
     return weights, why_float
 
 
-def _few_channels(graph: Graph, node: ir.Node) -> str:
+def _few_channels(graph: Graph, node: ir.Node, least: int) -> str:
     """Why a Conv has too few channels to gain, or ''. The image's Conv has its own kernels: channels packed by 4."""
     if node.op_type not in ("Conv", "ConvTranspose") or _reads_image(node):
         return ""
@@ -93,8 +107,8 @@ def _few_channels(graph: Graph, node: ir.Node) -> str:
     assert array is not None
     if groups > 1:
         return ""  # depthwise and grouped: no tile of many channels to begin with
-    if min(array.shape[0], array.shape[1]) < FEW_CHANNELS:
-        return f"fewer than {FEW_CHANNELS} channels"
+    if min(array.shape[0], array.shape[1]) < least:
+        return f"fewer than {least} channels"
     return ""
 
 
@@ -144,7 +158,7 @@ def _fusing_layer(value: ir.Value | None, weights: dict[str, Weight]) -> ir.Node
 def _through(graph: Graph, node: ir.Node, edges: dict[str, set[Edge]], groups: Groups) -> None:
     """If a pass-through node's output is quantized, let its inputs have the same scale."""
     wanted = [value.name for value in node.outputs if value.name in edges]
-    if not wanted or not _passes(node):
+    if not wanted or not passes(node):
         return
     inputs = [v for v in (node.inputs if node.op_type == "Concat" else node.inputs[:1]) if v is not None]
     if any(constant(value) is not None for value in inputs) or any(value.name is None for value in inputs):
@@ -160,10 +174,10 @@ def _through(graph: Graph, node: ir.Node, edges: dict[str, set[Edge]], groups: G
 
 def _from_selecting(value: ir.Value) -> bool:
     producer = value.producer()
-    return producer is not None and producer.op_type in _SELECTING and _passes(producer)
+    return producer is not None and producer.op_type in _SELECTING and passes(producer)
 
 
-def _passes(node: ir.Node) -> bool:
+def passes(node: ir.Node) -> bool:
     """The op only moves or selects values, so that INT8 in and INT8 out need one scale."""
     if node.op_type == "Resize":
         mode = node.attributes.get("mode")

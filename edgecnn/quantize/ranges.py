@@ -23,6 +23,8 @@ METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
 PERCENTILE = 99.99
 _GRID = np.linspace(0.25, 1.0, 151)
 _ENTROPY_LEVELS = 128
+SMALLEST_HALF_SCALE = 2.0**-21  # eight steps of FP16: below, rounding up would cost more than an eighth of the range
+_LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,19 @@ def activation_grid(low: float, high: float, scheme: Scheme) -> Grid:
     """Scale and zero-point for activations in [low, high].
 
     Symmetric: INT8 [-128, 127], zero-point 0, scale = max(|low|, |high|) / 127. Asymmetric: UINT8 or INT8, the
-    range widened to hold zero exactly. With FP16 islands the scale is rounded up to an FP16 number, so that the typed
-    graph, whose scales are FP16, computes the same integers. A constant zero gets scale 1.
+    range widened to hold zero exactly. With FP16 islands the scale is rounded up to an FP16 number where there is
+    one, so that the typed graph, whose scales are FP16, computes the same integers. A constant zero gets scale 1. With
+    fewer than 8 `activation_bits` the integers are as many fewer.
     """
+    half = 2 ** (scheme.activation_bits - 1)
     if scheme.activations == "int8-symmetric":
-        return Grid(_storable(max(abs(low), abs(high)) / 127.0, scheme), 0, -128, 127)
+        return Grid(_storable(max(abs(low), abs(high)) / (half - 1), scheme), 0, -half, half - 1)
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = _storable((high - low) / 255.0, scheme)
-    lowest = 0 if scheme.activations == "uint8-asymmetric" else -128
-    zero_point = int(np.clip(np.rint(-low / scale) + lowest, lowest, lowest + 255))
-    return Grid(scale, zero_point, lowest, lowest + 255)
+    steps = 2 * half - 1
+    scale = _storable((high - low) / steps, scheme)
+    lowest = 0 if scheme.activations == "uint8-asymmetric" else -half
+    zero_point = int(np.clip(np.rint(-low / scale) + lowest, lowest, lowest + steps))
+    return Grid(scale, zero_point, lowest, lowest + steps)
 
 
 def activation_type(scheme: Scheme) -> type[np.int8] | type[np.uint8]:
@@ -82,14 +87,19 @@ def _storable(scale: float, scheme: Scheme) -> float:
 
 
 def storable_scales(scales: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Scales as float32 values > 0 that FP16 holds exactly where the scheme has FP16 islands (rounded up)."""
+    """Scales as float32 values > 0 that FP16 holds exactly where the scheme has FP16 islands (rounded up).
+
+    Where even the largest of them lies outside of what FP16 holds well, they stay as they are: the typed graph keeps
+    such a layer in FP32.
+    """
     positive = np.where(scales > 0.0, scales, 1.0).astype(np.float32)
-    if scheme.islands == "float32":
+    largest = float(np.max(scales, initial=0.0))
+    if scheme.islands == "float32" or not (largest == 0.0 or SMALLEST_HALF_SCALE <= largest <= _LARGEST_HALF):
         return np.maximum(positive, np.finfo(np.float32).tiny)
-    half = np.minimum(positive, np.finfo(np.float16).max).astype(np.float16)
+    half = np.minimum(positive, _LARGEST_HALF).astype(np.float16)
     larger = half.view(np.uint16) + np.uint16(1)  # the next FP16 number: all are positive
     raised = np.where(half.astype(np.float32) < positive, larger.view(np.float16), half)
-    return np.minimum(raised, np.finfo(np.float16).max).astype(np.float32)
+    return np.minimum(raised, np.float16(_LARGEST_HALF)).astype(np.float32)
 
 
 def _percentile(histogram: Histogram) -> tuple[float, float]:
@@ -124,7 +134,7 @@ def _entropy(histogram: Histogram) -> float:
     counts = histogram.magnitudes().astype(np.float64)
     # Exact zeros (a ReLU makes many) are represented without error at any scale; they must not decide.
     counts[0] = counts[1]
-    if not counts.any():
+    if np.count_nonzero(counts) <= _ENTROPY_LEVELS:  # fewer kinds of values than levels: no distribution to compare
         return histogram.bound
     used = int(np.flatnonzero(counts)[-1]) + 1
     if used <= _ENTROPY_LEVELS:

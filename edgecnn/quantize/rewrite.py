@@ -6,6 +6,8 @@ read it. Biases stay float for TensorRT, which refuses quantized ones; onnxrunti
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -19,22 +21,45 @@ from edgecnn.quantize.weights import IntegerWeight, integer_bias, integer_weight
 
 METADATA_KEY = "edgecnn.quantize"
 Grids = dict[str, Grid]
+BIAS = 2  # the bias's input index of Conv, ConvTranspose and Gemm
 
 
-def rewrite(model: ir.Model, placement: Placement, grids: Grids, scheme: Scheme) -> ir.Model:
+@dataclass(frozen=True)
+class Overrides:
+    """What a recovery rung chose in place of the float model's own numbers.
+
+    Attributes:
+        weights: integers and scales by weight tensor name; others are rounded to nearest with their largest magnitude.
+        biases: float32 bias (one number per output channel) by node name, of Conv, ConvTranspose and Gemm nodes, and
+            of Adds of a constant to a MatMul.
+    """
+
+    weights: dict[str, IntegerWeight] = field(default_factory=dict)
+    biases: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+NOTHING = Overrides()
+
+
+def rewrite(
+    model: ir.Model, placement: Placement, grids: Grids, scheme: Scheme, overrides: Overrides = NOTHING
+) -> ir.Model:
     """A new model with Q/DQ; `model` is left as it is.
 
     Args:
         grids: scale and zero-point by tensor name, for every activation of the placement.
+        overrides: weights and biases that replace the model's own.
     """
-    copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
+    copy = model.clone()
     graph = copy.graph
     nodes = {node.name: node for node in graph}
+    for name, bias in overrides.biases.items():
+        _set_bias(graph, nodes[name], bias)
     for activation in placement.activations:
         _insert(graph, activation, nodes, grids[activation.tensor], scheme)
     originals: dict[tuple[str, int], tuple[ir.Value, IntegerWeight]] = {}
     for weight in placement.weights:
-        _insert_weight(graph, weight, nodes, grids, scheme, originals, placement)
+        _insert_weight(graph, weight, nodes, grids, scheme, originals, placement, overrides)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
     return copy
@@ -48,7 +73,9 @@ def _insert(
     name = activation.tensor
     scale = add_initializer(graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
     zero = add_initializer(graph, f"{name}_zero_point", np.asarray(grid.zero_point, kind))
-    quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}_QuantizeLinear")
+    inside = _clipped(graph, value, grid, kind)
+    quantize = ir.node("QuantizeLinear", [inside[-1].outputs[0] if inside else value, scale, zero],
+                       name=f"{name}_QuantizeLinear")  # fmt: skip
     dequantize = ir.node(
         "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}_DequantizeLinear"
     )  # fmt: skip
@@ -59,13 +86,26 @@ def _insert(
     producer = value.producer()
     if producer is None:
         first = next(iter(graph))
-        graph.insert_before(first, [quantize, dequantize])
+        graph.insert_before(first, [*inside, quantize, dequantize])
     else:
-        graph.insert_after(producer, [quantize, dequantize])
+        graph.insert_after(producer, [*inside, quantize, dequantize])
     for edge in activation.edges:
         nodes[edge.node].replace_input_with(edge.index, dequantize.outputs[0])
     if value.is_graph_output() and not activation.edges:
         _as_output(graph, value, dequantize.outputs[0])
+
+
+def _clipped(graph: ir.Graph, value: ir.Value, grid: Grid, kind: type) -> list[ir.Node]:
+    """With fewer than 8 bits QuantizeLinear's own saturation is too late: a Clip to the grid's ends before it."""
+    if (grid.lowest, grid.highest) == (np.iinfo(kind).min, np.iinfo(kind).max):
+        return []
+    ends = [
+        add_initializer(graph, f"{value.name}_{end}", np.asarray((step - grid.zero_point) * grid.scale, np.float32))
+        for end, step in (("lowest", grid.lowest), ("highest", grid.highest))
+    ]
+    clip = ir.node("Clip", [value, *ends], name=f"{value.name}_Clip")
+    clip.outputs[0].name, clip.outputs[0].shape, clip.outputs[0].type = f"{value.name}_clipped", value.shape, value.type
+    return [clip]
 
 
 def _values(graph: ir.Graph, activation: Activation, nodes: dict[str | None, ir.Node]) -> list[ir.Value]:
@@ -86,16 +126,19 @@ def _as_output(graph: ir.Graph, inner: ir.Value, outer: ir.Value) -> None:
 
 def _insert_weight(
     graph: ir.Graph, weight: Weight, nodes: dict[str | None, ir.Node], grids: Grids, scheme: Scheme,
-    made: dict[tuple[str, int], tuple[ir.Value, IntegerWeight]], placement: Placement,
+    made: dict[tuple[str, int], tuple[ir.Value, IntegerWeight]], placement: Placement, overrides: Overrides,
 ) -> None:  # fmt: skip
     node = nodes[weight.node]
     array = constant(node.inputs[weight.index])
     assert array is not None
-    bias = constant(node.inputs[weight.bias]) if weight.bias is not None else None
+    bias_index = BIAS if weight.node in overrides.biases else weight.bias
+    bias = constant(node.inputs[bias_index]) if bias_index is not None else None
     input_scale = grids[_input_of(weight, placement)].scale
     key = (weight.tensor, weight.axis)
     if key not in made or scheme.bias == "int32":
-        integer = integer_weight(weight.tensor, array, weight.axis, scheme, bias, input_scale)
+        integer = overrides.weights.get(weight.tensor)
+        if integer is None:
+            integer = integer_weight(weight.tensor, array, weight.axis, scheme, bias, input_scale)
         values = add_initializer(graph, f"{weight.tensor}_quantized", integer.values)
         scales = add_initializer(graph, f"{weight.tensor}_scale", integer.scales)
         zeros = add_initializer(graph, f"{weight.tensor}_zero_point", np.zeros(integer.scales.shape, np.int8))
@@ -104,15 +147,26 @@ def _insert_weight(
         made[key] = output, integer
     output, integer = made[key]
     node.replace_input_with(weight.index, output)
-    if scheme.bias == "int32" and bias is not None and weight.bias is not None:
-        name = node.inputs[weight.bias].name
+    if scheme.bias == "int32" and bias is not None and bias_index is not None:
+        name = node.inputs[bias_index].name
         steps, scales_of_bias = integer_bias(bias, input_scale, integer.scales)
         parts = [
             add_initializer(graph, f"{name}_quantized", steps),
             add_initializer(graph, f"{name}_scale", scales_of_bias),
             add_initializer(graph, f"{name}_zero_point", np.zeros(scales_of_bias.shape, np.int32)),
         ]
-        node.replace_input_with(weight.bias, _dequantized(graph, node, parts, 0))
+        node.replace_input_with(bias_index, _dequantized(graph, node, parts, 0))
+
+
+def _set_bias(graph: ir.Graph, node: ir.Node, bias: np.ndarray) -> None:
+    value = add_initializer(graph, f"{node.name}_bias", bias.astype(np.float32))
+    if node.op_type == "Add":  # a MatMul's
+        node.replace_input_with(next(i for i, v in enumerate(node.inputs) if constant(v) is not None), value)
+    elif len(node.inputs) > BIAS:
+        node.replace_input_with(BIAS, value)
+    else:
+        node.resize_inputs(BIAS + 1)
+        node.replace_input_with(BIAS, value)
 
 
 def _input_of(weight: Weight, placement: Placement) -> str:

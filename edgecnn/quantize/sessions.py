@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgecnn.errors import EdgeError
+from edgecnn.quantize.light import apart
 
 Feeds = dict[str, np.ndarray]
 _MOST_WORKERS = 8  # each holds the activations of one inference
@@ -38,15 +39,23 @@ def open_session(model: ir.Model | onnx.ModelProto | Path, *, simulate: bool = F
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    weights: list[onnxruntime.OrtValue] = []
+    arrays: dict[str, np.ndarray] = {}
     if isinstance(model, Path):
         source: Any = str(model)
     else:
-        source = (ir.serde.serialize_model(model) if isinstance(model, ir.Model) else model).SerializeToString()
+        proto = ir.serde.serialize_model(model) if isinstance(model, ir.Model) else model
+        light, arrays = apart(proto, decode=simulate)
+        source = light.SerializeToString()
+        weights = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        options.add_external_initializers(list(arrays), weights)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own kinds
         first = str(error).split("\n")[0]
         raise EdgeError(f"onnxruntime cannot load the graph: {first}", "check the file with `onnx.checker`") from error
+    session.weights = weights, arrays  # it reads their memory for as long as it lives
+    return session
 
 
 def expose(model: ir.Model, names: list[str]) -> onnx.ModelProto:

@@ -1,8 +1,8 @@
 """FP16 islands: the graph for TensorRT's strongly typed networks, where precision is what the graph says.
 
 Everything float becomes FP16, Q/DQ scales included (QuantizeLinear takes FP16 from opset 19 on), inputs and outputs
-keep their types. What FP16 cannot hold stays FP32 between casts: nodes with a weight or a calibrated value beyond
-65504, shape arithmetic, and nodes with subgraphs.
+keep their types. What FP16 cannot hold (see `half`) stays FP32 between casts, as do shape arithmetic and nodes with
+subgraphs.
 """
 
 from __future__ import annotations
@@ -12,16 +12,9 @@ import onnx_ir as ir
 
 from edgecnn.errors import EdgeError
 from edgecnn.quantize.canonical import TYPED_OPSET, constant, opset
+from edgecnn.quantize.half import FLOAT_ONLY, LARGEST_HALF, wide_nodes
 
-LARGEST_HALF = 65504.0
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-# Inputs that ONNX defines as float32 whatever the data's type.
-_FLOAT_ONLY = {("Resize", 2), ("Upsample", 1)}
-_SHAPE_INPUTS = {
-    ("Reshape", 1), ("Expand", 1), ("Resize", 2), ("Resize", 3), ("Slice", 1), ("Slice", 2), ("Slice", 3), ("Slice", 4),
-    ("Pad", 1), ("Tile", 1), ("ConstantOfShape", 0), ("Range", 0), ("Range", 1), ("Range", 2), ("Unsqueeze", 1),
-    ("Squeeze", 1), ("ReduceMean", 1), ("Split", 1),
-}  # fmt: skip
 
 
 def typed(model: ir.Model, bounds: dict[str, float]) -> tuple[ir.Model, list[str]]:
@@ -39,9 +32,11 @@ def typed(model: ir.Model, bounds: dict[str, float]) -> tuple[ir.Model, list[str
             f"FP16 scales need opset {TYPED_OPSET}; the graph has {opset(model)} and onnx cannot raise it",
             f"export the model again with opset {TYPED_OPSET}",
         )
-    copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
+    copy = model.clone()
     graph = copy.graph
-    wide = _wide_nodes(graph, bounds)
+    declared = {value.name for value in graph.outputs if value.dtype == _FLOAT}
+    wide = wide_nodes(graph, bounds)
+    _split(graph, wide)
     halves: dict[str, ir.Value] = {}
     casts: dict[tuple[int, ir.DataType], ir.Value] = {}
     for node in list(graph):
@@ -55,43 +50,35 @@ def typed(model: ir.Model, bounds: dict[str, float]) -> tuple[ir.Model, list[str
         if target is _HALF and _has_float_attribute(node):
             target = _FLOAT
         for index, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (_FLOAT, _HALF) or (node.op_type, index) in _FLOAT_ONLY:
+            if value is None or value.dtype not in (_FLOAT, _HALF) or (node.op_type, index) in FLOAT_ONLY:
                 continue
             if value.dtype != target:
                 node.replace_input_with(index, _converted(graph, node, value, target, halves, casts))
         for output in node.outputs:
             if output.dtype == _FLOAT and target is _HALF:
                 output.type = ir.TensorType(_HALF)
-    _outputs(graph)
+    _outputs(graph, declared)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
     return copy, [f"{name}: {why}" for name, why in wide.items() if why]
 
 
-def _wide_nodes(graph: ir.Graph, bounds: dict[str, float]) -> dict[str, str]:
-    """Nodes that stay FP32, by name, with why ('' for shape arithmetic, which is no island)."""
-    wide: dict[str, str] = {}
-    for node in graph:
-        kinds = {attribute.type for attribute in node.attributes.values()}
-        if kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
-            wide[node.name or ""] = "holds a subgraph"
+def _split(graph: ir.Graph, wide: dict[str, str]) -> None:
+    """A DequantizeLinear that FP32 and FP16 nodes read becomes two: a Cast behind it would part it from its layer."""
+    for node in list(graph):
+        if node.op_type != "DequantizeLinear" or node.name in wide:
             continue
-        for value in (*node.inputs, *node.outputs):
-            if value is None or value.dtype != _FLOAT:
-                continue
-            array = constant(value)
-            seen = float(np.abs(array).max()) if array is not None and array.size else bounds.get(value.name or "", 0.0)
-            if seen > LARGEST_HALF and not np.isinf(seen):
-                wide[node.name or ""] = f"`{value.name}` reaches {seen:.3g}, beyond FP16's {LARGEST_HALF:g}"
-    waiting = [node.inputs[index] for node in graph for index in range(len(node.inputs))
-               if (node.op_type, index) in _SHAPE_INPUTS]  # fmt: skip
-    while waiting:
-        value = waiting.pop()
-        producer = value.producer() if value is not None else None
-        if producer is not None and producer.name not in wide and producer.op_type != "Shape":
-            wide[producer.name or ""] = ""
-            waiting.extend(producer.inputs)
-    return wide
+        output = node.outputs[0]
+        uses = [(use[0], use[1]) for use in output.uses() if use[0].name in wide]
+        if not uses:
+            continue
+        twin = ir.node("DequantizeLinear", list(node.inputs), dict(node.attributes), name=f"{node.name}.fp32")
+        twin.outputs[0].name, twin.outputs[0].shape = f"{output.name}.fp32", output.shape
+        twin.outputs[0].type = ir.TensorType(_FLOAT)
+        graph.insert_after(node, twin)
+        wide[twin.name or ""] = ""
+        for reader, index in uses:
+            reader.replace_input_with(index, twin.outputs[0])
 
 
 def _has_float_attribute(node: ir.Node) -> bool:
@@ -138,10 +125,10 @@ def _as_half(array: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(array), np.clip(half, -LARGEST_HALF, LARGEST_HALF), half).astype(np.float16)
 
 
-def _outputs(graph: ir.Graph) -> None:
+def _outputs(graph: ir.Graph, declared: set[str | None]) -> None:
     """Outputs keep name and float32."""
     for position, value in enumerate(list(graph.outputs)):
-        if value.dtype != _HALF:
+        if value.dtype != _HALF or value.name not in declared:
             continue
         name = value.name
         value.name = f"{name}.fp16"

@@ -10,7 +10,7 @@ from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError
 from edgecnn.quantize.ranges import storable_scales
 
-_LARGEST_BIAS = 2**30
+LARGEST_BIAS = 2**30
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,22 @@ def integer_weight(
     """
     require_finite(name, weight)
     wide = weight.astype(np.float32)
-    limit = 64 if scheme.weights == "int8-per-channel-7bit" else 127
+    limit = weight_limit(scheme)
     others = tuple(index for index in range(wide.ndim) if index != axis)
     scales = np.abs(wide).max(axis=others) / np.float32(limit)
     if bias is not None and scheme.bias == "int32":
-        least = np.abs(bias.astype(np.float32)) / np.float32(_LARGEST_BIAS) / np.float32(input_scale)
+        least = np.abs(bias.astype(np.float32)) / np.float32(LARGEST_BIAS) / np.float32(input_scale)
         scales = np.maximum(scales, least)
     scales = storable_scales(scales, scheme)
     steps = np.rint(wide / _along(scales, axis, wide.ndim))
     return IntegerWeight(np.clip(steps, -limit, limit).astype(np.int8), scales, axis)
+
+
+def weight_limit(scheme: Scheme) -> int:
+    """The largest integer magnitude of a weight: 127, 64 with 7 bits for x86 kernels, 2^(bits - 1) - 1 below 8 bits."""
+    if scheme.weight_bits < 8:
+        return int(2 ** (scheme.weight_bits - 1)) - 1
+    return 64 if scheme.weights == "int8-per-channel-7bit" else 127
 
 
 def require_finite(name: str, weight: np.ndarray) -> None:

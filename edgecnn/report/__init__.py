@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError, computed_field, model_validator
 
 from edgecnn.errors import EdgeError
+from edgecnn.report.ladder import Ladder
 from edgecnn.spec import Spec
 
 if TYPE_CHECKING:
@@ -110,15 +111,17 @@ class CompiledFor(Spec):
         return cls(device=device, built=False, note=why, passed=False)
 
     @classmethod
-    def from_engine(cls, folder: Path) -> CompiledFor:
-        """From the `engine.json` of a compile stage."""
-        from edgecnn.report.evidence import EngineFile, parsed
+    def from_engine(cls, folder: Path, quantized: Path | None = None) -> CompiledFor:
+        """From the `engine.json` of a compile stage, and what the ladder of its `quantized` stage has to say."""
+        from edgecnn.report.stage_files import EngineFile, QuantizeFile, parsed
 
         engine = parsed(EngineFile, folder / "engine.json")
+        said = parsed(QuantizeFile, quantized / "quantize.json").recovery.notes if quantized else ()
         results = [check.passed for check in engine.checks]
         # Nothing checked and nothing built is no success: the program that could is not installed.
         passed = False not in results and (engine.built or True in results)
-        return cls(device=engine.device, built=engine.built, note=engine.note, checks=engine.checks, passed=passed)
+        note = "; ".join(part for part in (engine.note, *said) if part)
+        return cls(device=engine.device, built=engine.built, note=note, checks=engine.checks, passed=passed)
 
 
 class Conditions(Spec):
@@ -135,6 +138,7 @@ class Conditions(Spec):
     calibration_images: int = 0
     calibration_digest: str = ""
     ranges: str = ""
+    rungs: str = ""  # of the recovery ladder, those that made the delivered model
     scheme: str = ""
     latency: str = ""  # how it was timed, or why not
 
@@ -156,6 +160,7 @@ class Report(Spec):
     figures: tuple[Figure, ...] = ()
     classes: tuple[ClassAccuracy, ...] = ()
     layers: tuple[LayerError, ...] = ()
+    ladder: Ladder | None = None
     distribution: Distribution | None = None
     compiled_for: tuple[CompiledFor, ...] = ()
     notes: tuple[str, ...] = ()
@@ -250,7 +255,9 @@ def write_report(report: Report, folder: Path, *, evidence: Evidence | None = No
         "report.html": as_html(report).encode(),
     }
     if evidence is not None:
-        outcomes = collect_outcomes(evidence.reference.path, evidence.before.path, evidence.after.path)
+        outcomes = collect_outcomes(
+            evidence.reference.path, evidence.before.path, evidence.after.path, evidence.data.path
+        )
         files["outcomes.npz"] = outcomes_bytes(outcomes)
     files["report.json"] = as_json(report).encode()  # last: whoever finds it finds the others
     for name, content in files.items():

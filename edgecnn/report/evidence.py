@@ -7,18 +7,20 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgecnn.device import Scheme
+from edgecnn.average_precision import Matches, match
+from edgecnn.data.boxes import Boxes, boxes
+from edgecnn.detect import Detections
 from edgecnn.errors import EdgeError
-from edgecnn.report import CompiledCheck, LayerError
+from edgecnn.report import LayerError
+from edgecnn.report.stage_files import EngineFile, IndexFile, QuantizeFile, ScoreFile, SpeedFile, parsed
+from edgecnn.score_boxes import read_detections
 from edgecnn.store import Artifact
 
-M = TypeVar("M", bound=BaseModel)
 Array = NDArray[Any]
 
 
@@ -41,93 +43,6 @@ class Evidence:
         return tuple(getattr(self, part.name) for part in fields(self))
 
 
-class _File(BaseModel):
-    """A stage's JSON: what the verdict reads of it; other keys are the stage's own."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class ScoreFile(_File):
-    """score.json. `value` is a fraction of 1."""
-
-    metric: str
-    value: float
-    n: int
-    how: str
-    simulated: bool
-
-
-class SpeedFile(_File):
-    """speed.json; where `measured` is False only `why` is sure to be there."""
-
-    measured: bool
-    why: str | None = None
-    when: str = ""
-    pairs: int = 0
-    seconds: float = 0.0
-    batch: int = 1
-    threads: int | None = None
-    hardware: str = ""
-    backend: str = ""
-    what: str = ""
-    clocks_locked: bool = False
-    p99_valid: bool = False
-    p99_invalid_why: str | None = None
-    load_average: float | None = None
-
-
-class EngineFile(_File):
-    """engine.json of a compile stage."""
-
-    device: str
-    built: bool
-    runnable: bool
-    engine: str | None = None
-    checks: tuple[CompiledCheck, ...] = ()
-    note: str = ""
-    size_bytes: int | None = None
-
-
-class CalibrationPart(_File):
-    """How the ranges were found."""
-
-    images: int
-    digest: str
-
-
-class CoveragePart(_File):
-    """Shares of the graph computed in INT8, 0 to 1."""
-
-    macs: float
-    activation_bytes: float
-
-
-class LayerPart(_File):
-    """One layer of quantize.json."""
-
-    name: str
-    op: str
-    macs: int = 0
-    int8: bool
-    why_float: str | None = None
-    sqnr_db: float | None = None
-
-
-class QuantizeFile(_File):
-    """quantize.json."""
-
-    scheme: Scheme
-    ranges: str
-    calibration: CalibrationPart
-    coverage: CoveragePart
-    layers: tuple[LayerPart, ...] = ()
-    sqnr_db: float | None = None
-
-
-class _IndexFile(_File):
-    classes: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Scores:
     """One model's answers, image by image: outcome (N,) 1.0 right or 0.0 wrong, predicted (N,) class, logits (N, C)."""
@@ -145,12 +60,37 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The evidence, read: everything that figures and checks need."""
+class BoxScores:
+    """One detector's answers, image by image, and how they match the labelled boxes."""
+
+    file: ScoreFile
+    found: Detections
+    matches: Matches
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The same images classified by FP32 on the host, by the float engine and by INT8."""
 
     reference: Scores
     before: Scores
     after: Scores
+
+
+@dataclass(frozen=True)
+class Detected:
+    """The same images searched by FP32 on the host, by the float engine and by INT8."""
+
+    reference: BoxScores
+    before: BoxScores
+    after: BoxScores
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The evidence, read: everything that figures and checks need. `answers` are of the task's kind."""
+
+    answers: Classified | Detected
     base: EngineFile
     engine: EngineFile
     speed: SpeedFile
@@ -170,21 +110,12 @@ def read_evidence(evidence: Evidence) -> Measured:
     Raises:
         EdgeError: one lacks a file, or the three scores are not of the same images.
     """
-    reference, before, after = (
-        read_scores(part.path) for part in (evidence.reference, evidence.before, evidence.after)
-    )
-    for name, scores in (("score-float", before), ("score-int8", after)):
-        if not np.array_equal(scores.label, reference.label):
-            raise EdgeError(
-                f"`{name}` and `score-reference` are not of the same images", "run `edgecnn clean` and build again"
-            )
+    answers = _answers(evidence)
     speed = parsed(SpeedFile, evidence.speed.path / "speed.json")
     times = _arrays(evidence.speed.path / "times.npz") if speed.measured else {}
     quantize = parsed(QuantizeFile, evidence.int8.path / "quantize.json")
     return Measured(
-        reference=reference,
-        before=before,
-        after=after,
+        answers=answers,
         base=parsed(EngineFile, evidence.base.path / "engine.json"),
         engine=parsed(EngineFile, evidence.engine.path / "engine.json"),
         speed=speed,
@@ -194,11 +125,32 @@ def read_evidence(evidence: Evidence) -> Measured:
         layers=tuple(
             LayerError(**{**layer.model_dump(), "sqnr_db": finite(layer.sqnr_db)}) for layer in quantize.layers
         ),
-        classes=parsed(_IndexFile, evidence.data.path / "index.json").classes,
+        classes=parsed(IndexFile, evidence.data.path / "index.json").classes,
         data_digest=scored_digest(evidence.data),
         plain_bytes=(evidence.plain.path / "model.onnx").stat().st_size,
         int8_bytes=(evidence.int8.path / "model.onnx").stat().st_size,
     )
+
+
+def _answers(evidence: Evidence) -> Classified | Detected:
+    folders = (evidence.reference.path, evidence.before.path, evidence.after.path)
+    if (evidence.data.path / "scored_boxes.npz").exists():
+        truth = boxes(evidence.data.path, "scored")
+        classes = len(parsed(IndexFile, evidence.data.path / "index.json").classes)
+        return Detected(*(read_box_scores(folder, truth, classes) for folder in folders))
+    found = Classified(*(read_scores(folder) for folder in folders))
+    for name, scores in (("score-float", found.before), ("score-int8", found.after)):
+        if not np.array_equal(scores.label, found.reference.label):
+            raise EdgeError(
+                f"`{name}` and `score-reference` are not of the same images", "run `edgecnn clean` and build again"
+            )
+    return found
+
+
+def read_box_scores(folder: Path, truth: Boxes, classes: int) -> BoxScores:
+    """The file and detections of a score stage's folder, matched with the labelled boxes."""
+    found = read_detections(folder / "outcomes.npz")
+    return BoxScores(parsed(ScoreFile, folder / "score.json"), found, match(found, truth, classes))
 
 
 def read_scores(folder: Path) -> Scores:
@@ -216,14 +168,28 @@ def scored_digest(data: Artifact) -> str:
     if (data.path / "stage.json").exists():
         known = data.json("stage.json")["files"]  # the store has hashed them already
     content = hashlib.sha256()
-    for path in sorted(data.path.glob("scored*.npy")):
+    for path in sorted([*data.path.glob("scored*.npy"), *data.path.glob("scored_boxes.npz")]):
         digest = known.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest()
         content.update(f"{path.name}\0{digest}\n".encode())
     return content.hexdigest()
 
 
-def collect_outcomes(reference: Path, before: Path, after: Path) -> dict[str, Array]:
-    """Per-image outcomes from three score folders, all of shape (N,): what outcomes.npz holds and a baseline keeps."""
+def collect_outcomes(reference: Path, before: Path, after: Path, data: Path | None = None) -> dict[str, Array]:
+    """Per-image outcomes from three score folders: what outcomes.npz holds and a baseline keeps.
+
+    Of a classifier: label, and of each model outcome and predicted class, all (N,). Of a detector: the labelled boxes
+    (`truth_*`) and each model's detections (`reference_*`, `float_*`, `int8_*`), as `Boxes` and `Detections`.
+
+    Args:
+        data: the data folder; its labelled boxes are a detector's.
+    """
+    if data is not None and (data / "scored_boxes.npz").exists():
+        kept = {f"truth_{key}": value for key, value in vars(boxes(data, "scored")).items()}
+        for name, folder in (("reference", reference), ("float", before), ("int8", after)):
+            kept.update(
+                {f"{name}_{key}": value for key, value in vars(read_detections(folder / "outcomes.npz")).items()}
+            )
+        return kept
     scores = {"reference": read_scores(reference), "float": read_scores(before), "int8": read_scores(after)}
     found: dict[str, Array] = {"label": scores["reference"].label}
     for name, part in scores.items():
@@ -237,24 +203,6 @@ def outcomes_bytes(outcomes: Mapping[str, Array]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: outcomes[name] for name in sorted(outcomes)})  # type: ignore[arg-type]  # the stub takes names for a flag
     return buffer.getvalue()
-
-
-def parsed(kind: type[M], path: Path) -> M:
-    """A stage's JSON file as its model.
-
-    Raises:
-        EdgeError: missing, or not what the stage writes.
-    """
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise EdgeError(f"cannot read `{path}`: {error.strerror}", "run `edgecnn clean` and build again") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise EdgeError(
-            f"`{path}` is damaged: {place}: {first['msg']}", "run `edgecnn clean` and build again"
-        ) from error
 
 
 def finite(value: float | None) -> float | None:

@@ -8,7 +8,10 @@ import numpy as np
 
 from edgecnn import stats
 from edgecnn.report import ClassAccuracy, Distribution, Figure, Group, Unit
-from edgecnn.report.evidence import Array, Measured, Scores, SpeedFile, finite
+from edgecnn.report.box_figures import box_figures, class_precisions
+from edgecnn.report.evidence import Array, Classified, Detected, Measured, Scores, finite
+from edgecnn.report.ladder import Ladder, Rung
+from edgecnn.report.stage_files import QuantizeFile, SpeedFile
 from edgecnn.report.wording import metric_text, time_text
 
 BINS = 60
@@ -16,8 +19,13 @@ BINS = 60
 
 def all_figures(measured: Measured, float_name: str) -> tuple[Figure, ...]:
     """Every figure of a build. `float_name` is the precision INT8 is timed against: `FP16` or `FP32`."""
+    answers = measured.answers
+    if isinstance(answers, Detected):
+        accuracy = box_figures(answers, coverage_text(measured), float_name)
+    else:
+        accuracy = _accuracy(answers, measured, float_name)
     return (
-        *_accuracy(measured, float_name),
+        *accuracy,
         *_quantization(measured),
         *_sizes(measured, float_name),
         *_latency(measured, float_name),
@@ -38,13 +46,40 @@ def logits_sqnr_db(reference: Array, logits: Array) -> float | None:
 
 def class_accuracies(measured: Measured) -> tuple[ClassAccuracy, ...]:
     """Accuracy of every class that has scored images, in percent, reference beside INT8."""
+    answers = measured.answers
+    if isinstance(answers, Detected):
+        return class_precisions(answers, measured.classes)
     found = []
     for number, name in enumerate(measured.classes):
-        of_class = measured.reference.label == number
+        of_class = answers.reference.label == number
         if images := int(of_class.sum()):
-            plain, int8 = (100 * float(part.right[of_class].mean()) for part in (measured.reference, measured.after))
+            plain, int8 = (100 * float(part.right[of_class].mean()) for part in (answers.reference, answers.after))
             found.append(ClassAccuracy(name=name, images=images, float_accuracy=plain, int8_accuracy=int8))
     return tuple(found)
+
+
+def ladder(found: QuantizeFile) -> Ladder | None:
+    """The climb of quantize.json in percent and points; None where the quantizer wrote none."""
+    if not found.ladder:
+        return None
+    recovery = found.recovery
+    return Ladder(
+        state=recovery.state, budget=_hundredfold(recovery.budget), best=recovery.best, stop_at=recovery.stop_at,
+        judged=recovery.judged,
+        rungs=tuple(
+            Rung(
+                rung=part.rung, kept=part.kept, why=part.why, float_accuracy=_hundredfold(part.float_value),
+                accuracy=_hundredfold(part.value), drop=_hundredfold(part.drop), lower=_hundredfold(part.lower),
+                upper=_hundredfold(part.upper), images=part.images, sqnr_db=finite(part.sqnr_db), seconds=part.seconds,
+                float_nodes=part.float_nodes, int8_macs=100 * part.int8_macs, expected_speed=part.expected_speed,
+            )
+            for part in found.ladder
+        ),
+    )  # fmt: skip
+
+
+def _hundredfold(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def distribution(first_ms: Array, second_ms: Array, first_name: str, second_name: str) -> Distribution | None:
@@ -84,10 +119,15 @@ def _figure(
     )
 
 
-def _accuracy(measured: Measured, float_name: str) -> Iterator[Figure]:
-    reference, before, after = measured.reference, measured.before, measured.after
+def coverage_text(measured: Measured) -> str:
+    """What stands beside every INT8 accuracy."""
+    return f"INT8 coverage {100 * measured.quantize.coverage.macs:.1f} % of MACs"
+
+
+def _accuracy(answers: Classified, measured: Measured, float_name: str) -> Iterator[Figure]:
+    reference, before, after = answers.reference, answers.before, answers.after
     n, metric = len(reference.label), metric_text(reference.file.metric)
-    coverage = f"INT8 coverage {100 * measured.quantize.coverage.macs:.1f} % of MACs"
+    coverage = coverage_text(measured)
     # Without the device its float engine was never run: what was scored is the graph.
     float_title = "float graph, no engine run" if before.file.simulated else f"{float_name} engine"
     for name, title, scores in (

@@ -5,8 +5,12 @@ from __future__ import annotations
 from edgecnn.report import Report
 from edgecnn.report.wording import (
     GROUPS,
+    LADDER_HEAD,
+    SPEED_NOTE,
     bounds_text,
     condition_rows,
+    ladder_cells,
+    ladder_text,
     limit_text,
     measured_text,
     number_text,
@@ -28,6 +32,10 @@ def as_markdown(report: Report) -> str:
             for check in report.checks
         ],
     )  # fmt: skip
+    if report.ladder:
+        rows = [(*ladder_cells(rung), rung.why) for rung in report.ladder.rungs]
+        lines += ["", "## Recovery ladder", "", _plain(ladder_text(report.ladder)), ""]
+        lines += [*_table((*LADDER_HEAD, "why"), rows), "", _plain(SPEED_NOTE).replace("*", "\\*")]
     if report.compiled_for:
         lines += ["", "## Compiled for", ""]
         lines += _table(

@@ -9,9 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecnn.report import Report, State
+from edgecnn.report.ladder import Ladder
 from edgecnn.report.wording import (
     GROUPS,
     bounds_text,
+    ladder_lines,
+    ladder_text,
     limit_text,
     measured_text,
     number_text,
@@ -39,6 +42,8 @@ def as_table(report: Report) -> RenderableType:
     parts: list[RenderableType] = [
         Panel(head, title=Text(title_text(report)), title_align="left", expand=False), _checks(report),
     ]  # fmt: skip
+    if report.ladder and report.ladder.state != "unasked":
+        parts.append(_ladder(report.ladder))
     if report.figures:
         parts.append(_figures(report))
     if report.compiled_for:
@@ -77,6 +82,11 @@ def _checks(report: Report) -> Table:
         table.caption = Text("\n".join(details))
         table.caption_justify = "left"
     return table
+
+
+def _ladder(ladder: Ladder) -> Text:
+    """The rungs of the recovery ladder, and why each was kept or not."""
+    return Text("\n".join(["", ladder_text(ladder), *ladder_lines(ladder), ""]))
 
 
 def _figures(report: Report) -> Table:

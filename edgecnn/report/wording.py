@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgecnn.report import Check, Conditions, Report, State
+from edgecnn.report.ladder import Ladder, Rung
 
 GROUPS = {"accuracy": "Accuracy", "latency": "Latency", "quantization": "Quantization", "size": "Size"}
 
@@ -98,6 +99,76 @@ def measured_text(check: Check) -> str:
     return number_text(check.measured, check.unit) if check.measured is not None else "–"
 
 
+# One row of the ladder, in every form of the report.
+LADDER_HEAD = (
+    "rung",
+    "kept",
+    "accuracy",
+    "drop",
+    "95 % bounds",
+    "SQNR",
+    "float layers",
+    "INT8 MACs",
+    "speed*",
+    "seconds",
+)
+
+
+def ladder_cells(rung: Rung) -> tuple[str, ...]:
+    """The row of a rung under LADDER_HEAD."""
+    return (
+        rung.rung,
+        "yes" if rung.kept else "no",
+        number_text(rung.accuracy, "%") if rung.accuracy is not None else "–",
+        number_text(rung.drop, "points").removesuffix(" points") if rung.drop is not None else "–",
+        bounds_text(rung.lower, rung.upper, "points"),
+        number_text(rung.sqnr_db, "dB") if rung.sqnr_db is not None else "–",
+        str(rung.float_nodes),
+        f"{rung.int8_macs:.1f} %",
+        f"{rung.expected_speed:.2f}",
+        f"{rung.seconds:.1f}",
+    )
+
+
+def ladder_text(ladder: Ladder) -> str:
+    """One sentence: what was asked, what was reached, and how it was judged."""
+    if ladder.state == "unasked":
+        return "The ladder was not climbed: there is no accuracy budget that labelled select images could judge."
+    reached = {
+        "held": f"`{ladder.best}` holds it",
+        "within": f"`{ladder.best}` is within it, but above its half, where the climb would have stopped",
+        "missed": f"no rung up to `{ladder.rungs[-1].rung}` holds it; the best is `{ladder.best}`",
+    }[ladder.state]
+    first = ladder.rungs[0]
+    return (
+        f"Budget {number_text(ladder.budget, 'points')}: {reached}. {first.images or 0:,} select images, float"
+        f" {number_text(first.float_accuracy, '%')}, {ladder.judged}."
+    )
+
+
+def ladder_lines(ladder: Ladder) -> list[str]:
+    """The rungs as plain text in 80 columns, each with why it was kept or not."""
+    head = ("rung", "kept", "acc. %", "drop", "95 % bounds", "dB", "float", "speed*", "s")
+    rows = [head, *(_short_cells(rung) for rung in ladder.rungs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = []
+    for number, row in enumerate(rows):
+        first, *others = zip(row, widths, strict=True)
+        lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
+        if number > 1:  # why the first rung was made needs no word
+            lines.append(f"    {ladder.rungs[number - 1].why}")
+    return [*lines, "acc., drop: select images; dB: SQNR of the outputs; float: layers kept float", SPEED_NOTE]
+
+
+def _short_cells(rung: Rung) -> tuple[str, ...]:
+    cells = dict(zip(LADDER_HEAD, ladder_cells(rung), strict=True))
+    shown = ("rung", "kept", "accuracy", "drop", "95 % bounds", "SQNR", "float layers", "speed*", "seconds")
+    return tuple(cells[name].removesuffix(" %").removesuffix(" dB") for name in shown)
+
+
+SPEED_NOTE = "* expected, ranges = 1: estimated from the share of MACs in INT8, not measured"
+
+
 def title_text(report: Report) -> str:
     """`edgecnn quickstart on cpu-x86`."""
     return f"edgecnn {'check ' if report.kind == 'check' else ''}{report.recipe} on {report.device}"
@@ -116,6 +187,7 @@ def condition_rows(conditions: Conditions) -> list[tuple[str, str]]:
         ("Reference", conditions.reference),
         ("Calibration", calibration if conditions.calibration_images else ""),
         ("Calibration digest", conditions.calibration_digest[:16]),
+        ("Recovery rungs", conditions.rungs),
         ("Scheme", conditions.scheme),
         ("Latency", conditions.latency),
     ]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 
 import torch
+from torch import nn
 
 from edgecnn.child import Json, serve
-from edgecnn.data import read_index
+from edgecnn.data import Index, read_index
 from edgecnn.families import load_family
 from edgecnn.families.trained import WEIGHTS, ModelCard, write_card, write_state
 from edgecnn.training.draws import seed_of
 from edgecnn.training.job import TrainJob
-from edgecnn.training.loop import train_network
-from edgecnn.training.ranks import joined
+from edgecnn.training.loop import History, train_network
+from edgecnn.training.ranks import Ranks, joined
 
 
 def work(job_json: Json) -> Json:
@@ -24,7 +25,7 @@ def work(job_json: Json) -> Json:
     with joined() as ranks:
         torch.manual_seed(seed_of(job.train.seed, -1))  # before the first epoch: the network's first weights
         net = load_family(model.family).create(model, len(index.classes), index.channels, new_head=job.train.epochs > 0)
-        history = train_network(job, net, index, ranks) if job.train.epochs else []
+        history = _trained(job, net, index, ranks) if job.train.epochs else []
         if ranks.first:
             if not job.train.epochs:
                 write_state(job.out / WEIGHTS, net.state_dict())
@@ -41,6 +42,16 @@ def work(job_json: Json) -> Json:
             write_card(job.out, card)
             (job.out / "history.json").write_text(json.dumps(history, indent=1))
     return {"epochs": len(history)}
+
+
+def _trained(job: TrainJob, net: nn.Module, index: Index, ranks: Ranks) -> History:
+    match job.model.family:
+        case "ultralytics":
+            from edgecnn.training.detector import train_detector
+
+            return train_detector(job, net, index, ranks)
+        case _:
+            return train_network(job, net, index, ranks)
 
 
 if __name__ == "__main__":

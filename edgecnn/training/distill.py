@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def distillation_loss(spec: DistillSpec, student: torch.Tensor, teacher: torch.T
             return softened_divergence(student, teacher, spec.temperature)
         case "dist":
             return correlation_loss(student, teacher, spec.temperature)
+        case "feature":
+            raise AssertionError("a detector's distillation is its own trainer's")
 
 
 def softened_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -57,7 +60,7 @@ class Teacher:
 
     net: nn.Module
     image_size: int
-    normalizer: Normalizer
+    normalizer: Callable[[torch.Tensor], torch.Tensor]  # uint8 (N, C, S, S) → what the network takes
 
     @torch.no_grad()
     def logits(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,13 @@ from edgecnn.recipe import Normalization
 Open = Callable[[int], NDArray[np.uint8]]
 Numbers = NDArray[np.int64]
 DECODE_BATCH = 256
+
+
+class Batches(Protocol):
+    """Images that come in lists of places."""
+
+    def batches(self, batches: list[Numbers]) -> Iterator[torch.Tensor]:
+        """For each list of places: uint8 (len, C, S, S)."""
 
 
 class Normalizer:

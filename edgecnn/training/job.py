@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from edgecnn.recipe import DataSpec, ModelSpec, TeacherSpec, TrainSpec
+from edgecnn.recipe import DataSpec, ModelSpec, QatSpec, TeacherSpec, TrainSpec
 from edgecnn.spec import Spec
 
 # Decoded training images are kept in memory up to this; above it they are decoded anew in each epoch.
@@ -37,3 +37,20 @@ class TrainJob(Spec):
     def settings(self) -> str:
         """How the recipe calls the train settings."""
         return "train" if self.role == "model" else "teacher.train"
+
+
+class QatJob(TrainJob):
+    """One quantization-aware training of a graph; `model` says only which images the graph takes."""
+
+    weights_file: Path | None = None
+    weights_name: str | None = None
+    train: QatSpec
+    teacher: None = None
+    graph: Path  # float ONNX: what is trained
+    placement: Path  # a candidate of that graph, as quantize/checkpoint.py writes it
+    reference: Path  # float ONNX: what it must answer like
+
+    @property
+    def settings(self) -> str:
+        """How the recipe calls the train settings."""
+        return QatSpec.section

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ from edgecnn.training import checkpoint
 from edgecnn.training.augment import augment
 from edgecnn.training.distill import Teacher, distillation_loss, load_teacher
 from edgecnn.training.draws import seed_of, shuffled
-from edgecnn.training.feed import Normalizer, Pictures, epoch_batches, in_order
+from edgecnn.training.feed import Batches, Normalizer, Pictures, epoch_batches, in_order
 from edgecnn.training.job import TrainJob
 from edgecnn.training.ranks import Ranks, pick_device
 from edgecnn.training.schedule import Average, learning_rate, make_optimizer
@@ -32,6 +33,7 @@ from edgecnn.training.schedule import Average, learning_rate, make_optimizer
 LOOK_EVERY = 16  # steps between looks at the loss: each look waits for the GPU
 EVALUATE_BATCH = 256
 History = list[dict[str, Any]]
+Feed = Callable[[torch.Tensor], torch.Tensor]  # uint8 (N, C, S, S) → what the network takes
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Run:
     average: Average | None
     precision: torch.dtype | None  # autocast's type; None is plain float32
     teacher: Teacher | None
-    normalizer: Normalizer
+    normalizer: Feed
     epoch: int = 0  # finished epochs
     best_epoch: int = 0
     best: tuple[float, float] = (-1.0, 0.0)  # top-1 and minus the loss on select; the greater wins
@@ -61,10 +63,16 @@ class Run:
         return self.average.net if self.average else self.net
 
 
-def train_network(job: TrainJob, net: nn.Module, index: Index, ranks: Ranks) -> History:
+def train_network(
+    job: TrainJob, net: nn.Module, index: Index, ranks: Ranks, teacher: Teacher | None = None, feed: Feed | None = None
+) -> History:
     """Train, keep the best epoch by top-1 on `select`, and write weights.safetensors and last.safetensors.
 
     Of epochs with the same top-1 the one with the smaller loss on `select` wins, then the earlier.
+
+    Args:
+        teacher: whom to distil from; None: the job's, if it has one.
+        feed: what the network is fed; None: images normalized as the job's model says.
 
     Raises:
         EdgeError: a loss that is not a number, an image that can't be read, a teacher of other classes.
@@ -74,7 +82,7 @@ def train_network(job: TrainJob, net: nn.Module, index: Index, ranks: Ranks) -> 
     device = pick_device(train, ranks)
     kept = checkpoint.load(resume)
     _prepare_torch(device, train.threads or (kept["threads"] if kept else None))
-    run = _begin(job, net, index, ranks, device)
+    run = _begin(job, net, index, ranks, device, teacher, feed)
     if kept:
         _restore(run, kept)
         if ranks.first:
@@ -122,7 +130,10 @@ def _prepare_torch(device: torch.device, threads: int | None) -> None:
         torch.set_num_threads(threads)  # sums are split by thread: another count, other last bits
 
 
-def _begin(job: TrainJob, net: nn.Module, index: Index, ranks: Ranks, device: torch.device) -> Run:
+def _begin(
+    job: TrainJob, net: nn.Module, index: Index, ranks: Ranks, device: torch.device, teacher: Teacher | None,
+    feed: Feed | None,
+) -> Run:  # fmt: skip
     train = job.train
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     net = net.to(device, memory_format=layout)
@@ -132,14 +143,13 @@ def _begin(job: TrainJob, net: nn.Module, index: Index, ranks: Ranks, device: to
     precision = None
     if train.amp and device.type == "cuda":
         precision = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    teacher = None
-    if train.distill and job.teacher:
+    if teacher is None and train.distill and job.teacher:
         teacher = load_teacher(job.teacher, index.classes, device, train.channels_last)
     return Run(
         train, job.settings, net, stepped, device, ranks, make_optimizer(train, net),
         torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
         Average(net, train.ema) if train.ema else None, precision, teacher,
-        Normalizer(job.model.normalization(index.channels), device, train.channels_last),
+        feed or Normalizer(job.model.normalization(index.channels), device, train.channels_last),
     )  # fmt: skip
 
 
@@ -208,7 +218,7 @@ def _look(run: Run, losses: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, images: Pictures, truth: torch.Tensor, normalizer: Normalizer) -> list[float]:
+def evaluate(net: nn.Module, images: Batches, truth: torch.Tensor, normalizer: Feed) -> list[float]:
     """[top-1 as a fraction, mean cross-entropy] of a network in eval mode, float32."""
     training = net.training
     net.eval()

@@ -35,6 +35,11 @@ class Ranks:
         distributed.broadcast(shared, 0)
         return [float(value) for value in shared.tolist()]
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            distributed.barrier()
+
 
 @contextmanager
 def joined() -> Iterator[Ranks]:

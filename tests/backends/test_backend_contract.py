@@ -9,19 +9,22 @@ import numpy as np
 import pytest
 from golden_graphs import CONV_INPUT, CONV_OUTPUT, conv_qdq, identity
 
-from edgecnn.backends import Runner, load_backend, trt
+from edgecnn.backends import Runner, load_backend, openvino, trt
 from edgecnn.backends.gpu import list_gpus
+from edgecnn.device import BackendName
 from edgecnn.errors import EdgeError
 
 Loader = Callable[[Path], Runner]
 
 
-@pytest.fixture(params=["onnxruntime", "tensorrt", "tensorrt-rtx"])
+@pytest.fixture(params=["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"])
 def load(request: pytest.FixtureRequest, tmp_path: Path) -> Loader:
     """Loads an ONNX file with the backend; TensorRT builds an engine for the GPU here first."""
     name = request.param
     backend_title = trt.TITLES.get(name, name)
-    if name != "onnxruntime":
+    if name == "openvino" and not openvino.installed():
+        pytest.skip("OpenVINO is not installed")
+    if name in trt.TITLES:
         if not trt.installed(name):
             pytest.skip(f"{backend_title} is not installed")
         if not list_gpus():
@@ -31,7 +34,7 @@ def load(request: pytest.FixtureRequest, tmp_path: Path) -> Loader:
     backend = load_backend(name)
 
     def loader(model: Path) -> Runner:
-        if name == "onnxruntime":
+        if name not in trt.TITLES:
             return backend.load(model)
         engine = tmp_path / f"{model.stem}.engine"
         trt.TensorRT(name).build(model, engine, compute_capability=None)
@@ -64,7 +67,17 @@ def test_it_says_what_computes(load: Loader, tmp_path: Path) -> None:
     assert any(character.isdigit() for character in how), how
 
 
-def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+def test_a_batch_of_another_size(load: Loader, tmp_path: Path) -> None:
+    runner = load(identity(tmp_path / "identity.onnx"))
+    for batch in (1, 5, 2, 5):
+        x = np.full((batch, 4), batch, np.float32)
+        np.testing.assert_array_equal(runner({"x": x})["y"], x)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_file_that_is_no_model(tmp_path: Path, name: BackendName) -> None:
+    if name == "openvino" and not openvino.installed():
+        pytest.skip("OpenVINO is not installed")
     (tmp_path / "no.onnx").write_bytes(b"not a model")
-    with pytest.raises(EdgeError, match=r"onnxruntime cannot load .*no\.onnx"):
-        load_backend("onnxruntime").load(tmp_path / "no.onnx")
+    with pytest.raises(EdgeError, match=r"(?i)^(onnxruntime|OpenVINO [0-9.]+) cannot load .*no\.onnx"):
+        load_backend(name).load(tmp_path / "no.onnx")

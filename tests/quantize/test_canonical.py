@@ -156,16 +156,39 @@ def test_opsets_outside_the_range(tmp_path: Path, version: int) -> None:
 
 def test_a_graph_that_fails_the_checker(tmp_path: Path) -> None:
     model = onnx.load(str(residual_net(tmp_path / "m.onnx")))
-    model.graph.node[1].input[0] = "nowhere"
+    model.graph.node[0].attribute.append(helper.make_attribute("nonsense", 1))
     onnx.save(model, str(tmp_path / "m.onnx"))
-    assert "fails the onnx checker" in refused(tmp_path / "m.onnx")
+    assert "fails the onnx checker: Unrecognized attribute: nonsense" in refused(tmp_path / "m.onnx")
+
+
+def test_a_missing_initializer(tmp_path: Path) -> None:
+    model = onnx.load(str(residual_net(tmp_path / "m.onnx")))
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != "first.weight"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    told = refused(tmp_path / "m.onnx")
+    assert "node `first` (Conv) of" in told
+    assert "reads `first.weight`, which is no input, no initializer and no output of a node" in told
+
+
+def test_outputs_that_nothing_makes_or_that_have_no_shape(tmp_path: Path) -> None:
+    model = onnx.load(str(residual_net(tmp_path / "m.onnx")))
+    name = model.graph.output[0].name
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    assert f"output `{name}` of `{tmp_path / 'm.onnx'}` has no shape" in refused(tmp_path / "m.onnx")
+    model.graph.output[0].name = "nobody"
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    assert "output `nobody` of" in refused(tmp_path / "m.onnx")
 
 
 def test_a_cycle(tmp_path: Path) -> None:
     model = onnx.load(str(residual_net(tmp_path / "m.onnx")))
     model.graph.node[0].input[0] = model.graph.node[2].output[0]
     onnx.save(model, str(tmp_path / "m.onnx"))
-    assert "fails the onnx checker" in refused(tmp_path / "m.onnx")
+    told = refused(tmp_path / "m.onnx")
+    assert told.endswith("has a cycle: `stem_relu` (Relu) → `first` (Conv) → `stem` (Conv) → `stem_relu` (Relu)")
 
 
 def test_missing_external_data(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from evidence_folders import CPU, HERE, evidence, recipe
+from evidence_folders import CPU, HERE, climb, evidence, recipe
 
 from edgecnn.gate import judge
 from edgecnn.report import CompiledCheck, CompiledFor
@@ -11,8 +11,9 @@ from edgecnn.report import CompiledCheck, CompiledFor
 
 @pytest.fixture(scope="session")
 def built_evidence(tmp_path_factory):
-    """Ten classes, twenty layers, 500 pairs."""
-    return evidence(tmp_path_factory.mktemp("stages"), images=2000, b=40, c=20, accuracy=0.92)
+    """Ten classes, twenty layers, 500 pairs, a climb of three rungs whose second was left out."""
+    climbed = climb("held", 0.04, 0.05, 0.009)
+    return evidence(tmp_path_factory.mktemp("stages"), images=2000, b=40, c=20, accuracy=0.92, climb=climbed)
 
 
 @pytest.fixture(scope="session")

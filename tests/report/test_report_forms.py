@@ -9,10 +9,19 @@ import pytest
 from rich.console import Console
 
 from edgecnn.report import Check
+from edgecnn.report.html import as_html
 from edgecnn.report.junit import as_junit
 from edgecnn.report.markdown import as_markdown
 from edgecnn.report.table import print_report
-from edgecnn.report.wording import bounds_text, limit_text, measured_text, number_text, verdict_sentence
+from edgecnn.report.wording import (
+    bounds_text,
+    ladder_lines,
+    ladder_text,
+    limit_text,
+    measured_text,
+    number_text,
+    verdict_sentence,
+)
 
 
 def _terminal(report, width=100):
@@ -118,3 +127,43 @@ def test_the_sentence_names_what_decided(built, passing):
     assert verdict_sentence(built) == "Over budget: min_speedup."
     undecided = built.model_copy(update={"checks": passing.checks})
     assert verdict_sentence(undecided) == "Compile_for failed: jetson-orin-nano."
+
+
+def test_the_ladder_stands_in_every_form(built):
+    markdown, page, terminal = as_markdown(built), as_html(built), _terminal(built, 120)
+    assert "## Recovery ladder" in markdown
+    assert "| ranges | yes | 93.00 % | 4.00 | 3.60 … 4.40 | 20.0 dB | 0 | 100.0 % | 1.00 | 1.5 |" in markdown
+    assert "| equalize | no | 92.00 % | 5.00 |" in markdown
+    assert "<h2>Recovery ladder</h2>" in page
+    sentence = "`bias` holds it. 1,000 select images, float 97.00 %, float simulation."
+    assert sentence in markdown
+    assert sentence.replace("`", "") in page
+    for text in (markdown, page, " ".join(terminal.split())):
+        assert "estimated from the share of MACs in INT8, not measured" in text
+        assert "drop 5.00 points, so to say" in text
+    assert "Recovery rungs: ranges, bias" in markdown
+
+
+def test_a_report_without_a_climb_says_nothing_of_a_ladder(passing):
+    assert passing.ladder is None
+    for text in (as_markdown(passing), as_html(passing), _terminal(passing)):
+        assert "ecovery ladder" not in text
+
+
+def test_ladder_lines_are_aligned(built):
+    head, first, second, *others = ladder_lines(built.ladder)
+    assert len(head) == len(first) == len(second)
+    assert head.split()[:4] == ["rung", "kept", "acc.", "%"]
+    assert max(map(len, ladder_lines(built.ladder))) <= 80
+    assert others[0].strip() == "drop 5.00 points, so to say"
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("unasked", "was not climbed"), ("held", "`bias` holds it"), ("within", "within it, but above its half"),
+        ("missed", "no rung up to `bias` holds it; the best is `bias`"),
+    ],
+)  # fmt: skip
+def test_the_ladders_sentence(built, state, words):
+    assert words in ladder_text(built.ladder.model_copy(update={"state": state}))

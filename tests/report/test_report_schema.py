@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from evidence_folders import climb, quantize_document
 from pydantic import ValidationError
 
 from edgecnn.errors import EdgeError
@@ -58,6 +59,14 @@ def test_compiled_for_is_read_from_the_engine_file(tmp_path, built_engine, resul
     (tmp_path / "engine.json").write_text(json.dumps(document))
     found = CompiledFor.from_engine(tmp_path)
     assert (found.device, found.built, found.note, found.passed) == ("rtx-4060", built_engine, "a note", passed)
+
+
+def test_compiled_for_tells_what_its_ladder_has_to_say(tmp_path):
+    document = {"device": "rtx-4060", "built": True, "runnable": False, "note": "compiled", "checks": []}
+    (tmp_path / "engine.json").write_text(json.dumps(document))
+    quantized = {**quantize_document(3, np.random.default_rng(0)), **climb("missed", 0.05)}
+    (tmp_path / "quantize.json").write_text(json.dumps(quantized))
+    assert CompiledFor.from_engine(tmp_path, tmp_path).note == "compiled; a note of the climb"
 
 
 def test_a_report_cannot_be_changed(built):

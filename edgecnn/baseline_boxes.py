@@ -1,0 +1,79 @@
+"""The baseline rule for detectors: detections of both runs on the same images, matched anew with the same boxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecnn.average_precision import Matches, match
+from edgecnn.data.boxes import Boxes
+from edgecnn.detect import Detections
+from edgecnn.gate import map_check
+from edgecnn.report import Check, Figure
+
+Outcomes = dict[str, NDArray[Any]]
+TRUTH = ("offsets", "boxes", "classes", "crowd", "sizes")
+FOUND = ("offsets", "boxes", "scores", "classes")
+NEEDED = (*(f"truth_{key}" for key in TRUTH), *(f"int8_{key}" for key in FOUND))
+
+
+def is_detector(outcomes: Outcomes) -> bool:
+    """Whether these outcomes hold boxes and not classes."""
+    return "truth_offsets" in outcomes
+
+
+def fault(outcomes: Outcomes) -> str:
+    """What keeps the arrays from being boxes and detections of the same images; '' when nothing does."""
+    missing = [name for name in NEEDED if name not in outcomes]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    if any(values.dtype.kind not in "fiub" for values in outcomes.values()):
+        return "its arrays are not numbers"
+    images = len(outcomes["truth_sizes"])
+    for prefix, keys in (("truth", TRUTH), ("int8", FOUND)):
+        offsets = outcomes[f"{prefix}_offsets"]
+        rows = len(outcomes[f"{prefix}_classes"])
+        whole = offsets.shape == (images + 1,) and images > 0 and offsets[0] == 0 and offsets[-1] == rows
+        if not whole or (np.diff(offsets) < 0).any() or outcomes[f"{prefix}_boxes"].shape != (rows, 4):
+            return "its boxes are not of these images"
+        if any(len(outcomes[f"{prefix}_{key}"]) != rows for key in keys if key not in ("offsets", "sizes")):
+            return "its boxes are not of these images"
+    return ""
+
+
+def same_truth(first: Outcomes, second: Outcomes) -> bool:
+    """Whether the labelled boxes are the same."""
+    return all(np.array_equal(first[f"truth_{key}"], second[f"truth_{key}"]) for key in TRUTH)
+
+
+def accuracy_check(before: Outcomes, after: Outcomes, max_regression: float) -> Check:
+    """The non-inferiority rule on mAP50-95, INT8 against INT8."""
+    return map_check("max_regression", _matches(before), _matches(after), max_regression)
+
+
+def accuracy_figures(before: Outcomes, after: Outcomes, accuracy: Check) -> tuple[Figure, ...]:
+    """Both mAPs and the drop."""
+    images = len(before["truth_sizes"])
+
+    def value(name: str, title: str, outcomes: Outcomes) -> Figure:
+        found = 100 * float(_matches(outcomes).mean_ap()[0])
+        return Figure(name=name, title=title, group="accuracy", value=found, unit="%", conditions=f"{images:,} images")
+
+    return (
+        value("baseline_accuracy", "mAP50-95, baseline INT8", before),
+        value("int8_accuracy", "mAP50-95, candidate INT8", after),
+        Figure(
+            name="accuracy_drop", title="mAP50-95 drop", group="accuracy", value=accuracy.measured,
+            lower=accuracy.lower, upper=accuracy.upper, unit="points",
+            conditions=f"baseline against candidate, the same {images:,} images · 95 % bounds, paired bootstrap",
+        ),
+    )  # fmt: skip
+
+
+def _matches(outcomes: Outcomes) -> Matches:
+    truth = Boxes(*(outcomes[f"truth_{key}"] for key in TRUTH))
+    found = Detections(*(outcomes[f"int8_{key}"] for key in FOUND))
+    classes = 1 + max([int(part.max()) for part in (truth.classes, found.classes) if len(part)], default=0)
+    return match(found, truth, classes)

@@ -1,0 +1,221 @@
+"""YOLO detectors of Ultralytics (AGPL-3.0, the extra `[yolo]`): the only file that imports their package.
+
+Networks YOLOv8, v9, 11 and 12: one head that predicts boxes as distributions over distances (DFL). What their package
+does on import is held off: its settings file goes to a temporary folder, its look at the network and its automatic
+installs are switched off, before the first import.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgecnn import progress
+from edgecnn.errors import EdgeError
+from edgecnn.families import ULTRALYTICS_RELEASE, fetched_file, nearest, refuse_unknown
+from edgecnn.families.deployed import Deployed
+from edgecnn.families.finetune import finetune_quantized as finetune_quantized
+from edgecnn.families.weights import TRUST, WRAPPERS, State, fit_state, read_weights
+from edgecnn.io_contract import OutputContract
+from edgecnn.recipe import ModelSpec
+
+os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="edgecnn-yolo-"))
+
+from ultralytics.models.yolo.detect import DetectionTrainer as DetectionTrainer
+from ultralytics.nn.distill_model import DistillationModel as DistillationModel
+from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.tasks import DetectionModel
+
+NAMES = (
+    *(f"yolov8{size}" for size in "nsmlx"),
+    *(f"yolov9{size}" for size in "tsmce"),
+    *(f"yolo11{size}" for size in "nsmlx"),
+    *(f"yolo12{size}" for size in "nsmlx"),
+)
+STRIDE = 32  # the coarsest of the three feature maps
+# Classes that an official file holds beside tensors: layers, and the settings of its training.
+MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks", "ultralytics.nn.distill_model")
+SETTINGS = ("ultralytics.utils.IterableSimpleNamespace", "ultralytics.nn.distill_model.FeatureHook")
+
+
+def names() -> tuple[str, ...]:
+    """Every model name."""
+    return NAMES
+
+
+def library_weights(name: str) -> tuple[str, ...]:
+    """The published file of a model, trained on COCO."""
+    return (f"{name}.pt",)
+
+
+def create(model: ModelSpec, classes: int, channels: int, *, new_head: bool = False) -> nn.Module:
+    """See `Family.create`: takes float32 (N, channels, S, S) in 0..1; in eval mode answers (N, 4 + classes, anchors).
+
+    Raises:
+        EdgeError: unknown name, an image size that is no multiple of 32, weights missing, refused or of other shapes.
+    """
+    refuse_unknown(model, NAMES)
+    if model.image_size % STRIDE:
+        near = max(STRIDE, round(model.image_size / STRIDE) * STRIDE)
+        raise EdgeError(
+            f"`{model.section}.image_size` is {model.image_size}, but `{model.name}` takes multiples of {STRIDE}",
+            f"write {near}",
+        )
+    net = DetectionModel(f"{model.name}.yaml", ch=channels, nc=classes, verbose=False)
+    if model.weights is not None:
+        path = model.weights if isinstance(model.weights, Path) else _published(model, str(model.weights))
+        _fit(net, read_checkpoint(path), f"`{path}`", new_head=new_head)
+    return net.eval()
+
+
+def read_checkpoint(path: Path) -> State:
+    """The state dict of a file: plain (`.safetensors`, torch), or of a whole model as Ultralytics saves it.
+
+    A whole model is unpickled with a closed list of classes: layers of torch.nn and ultralytics.nn, and the settings
+    of its training. The averaged weights (`ema`) are taken where the file has them.
+
+    Raises:
+        EdgeError: not readable, or it asks for anything else, which is named.
+    """
+    if path.suffix != ".pt" or not path.is_file() or os.environ.get(TRUST) == "1":
+        return read_weights(path)
+    try:
+        asked = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except (ValueError, RuntimeError, OSError):
+        return read_weights(path)  # not a torch file: told there
+    if not asked:
+        return read_weights(path)
+    allowed = [(found, name) for name in asked if (found := _allowed(name)) is not None]
+    with torch.serialization.safe_globals(allowed):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            refused = [name for name in asked if _allowed(name) is None] or [str(error).split("\n")[0]]
+            raise EdgeError(
+                f"`{path}` is a pickle that holds more than a YOLO model: it asks for `{refused[0]}`",
+                "edgecnn runs no code from a weights file; if you trust where it came from, build with --trust-weights",
+            ) from error
+    whole = content.get("ema") or content.get("model") if isinstance(content, dict) else content
+    if isinstance(whole, DistillationModel):
+        whole = whole.student_model
+    if isinstance(whole, nn.Module):
+        return dict(whole.float().state_dict())
+    wrapped = next((content[key] for key in WRAPPERS if isinstance(content, dict) and key in content), None)
+    if isinstance(wrapped, dict):
+        return wrapped
+    raise EdgeError(f"`{path}` holds no model", "save one with Ultralytics, or its state dict")
+
+
+def _allowed(name: str) -> Any:
+    """The class behind a global of a checkpoint, or None where it is not on the list."""
+    import importlib
+
+    module, _, attribute = name.rpartition(".")
+    if name not in SETTINGS and not (f"{module}.".startswith(MODULES) or module in MODULES):
+        return None
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        return None
+    if name in SETTINGS:
+        return found
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+def _published(model: ModelSpec, name: str) -> Path:
+    """Ultralytics' own file, fetched once into torch's cache."""
+    known = library_weights(model.name)
+    if name not in known:
+        raise EdgeError(
+            f"`{model.section}.weights`: no file `{name}`, and Ultralytics publishes no such weights for "
+            f"`{model.name}`",
+            nearest(name, known, "weights"),
+        )
+    path = fetched_file(name)
+    if not path.is_file():
+        progress.current().note(f"fetching {ULTRALYTICS_RELEASE}/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(f"{ULTRALYTICS_RELEASE}/{name}", str(path), progress=False)
+        except Exception as error:  # urllib's and socket errors
+            raise EdgeError(
+                f"Ultralytics' weights `{name}` could not be fetched: {str(error).splitlines()[0]}",
+                f"download {ULTRALYTICS_RELEASE}/{name} where there is a network, and write "
+                f"`{model.section}.weights: ./{name}`",
+            ) from error
+    return path
+
+
+def _fit(net: nn.Module, state: State, source: str, *, new_head: bool) -> None:
+    """Copy weights; with another number of classes the class branches of the head start untrained, and it is said."""
+    own = net.state_dict()
+    head = re.compile(rf"model\.{len(net.model) - 1}\.cv3\.")
+    misfits = [name for name in state if name in own and state[name].shape != own[name].shape and head.match(name)]
+    last = [name for name in misfits if name.endswith(".2.weight")]
+    if misfits:
+        given = state[last[0]].shape[0] if last else "other"
+        classes = head_of(net).nc
+        if not new_head:
+            raise EdgeError(
+                f"the weights {source} answer {given} classes, the data has {classes}",
+                "train (`train.epochs` above 0 starts new class branches), or take weights for these classes",
+            )
+        progress.current().note(f"{source}: {given} classes; the head's class branches for {classes} start untrained")
+        state = {**state, **{name: own[name] for name in misfits}}
+    fit_state(net, state, source, new_head=False)
+
+
+def head_of(net: nn.Module) -> Any:
+    """The detection head: the last layer."""
+    head = net.model[-1]
+    assert isinstance(head, Detect)
+    return head
+
+
+def deployed(net: nn.Module, image_size: int) -> Deployed:
+    """The network as it ships: boxes decoded to pixels of the model's input, x1 y1 x2 y2, and class scores in 0..1."""
+    return Deployed(
+        Boxed(net, image_size),
+        (OutputContract(name="boxes", meaning="boxes"), OutputContract(name="scores", meaning="scores")),
+        "detect",
+    )
+
+
+class Boxed(nn.Module):
+    """float32 (N, C, S, S) in 0..1 → boxes (N, A, 4) x1 y1 x2 y2 in pixels and scores (N, A, classes)."""
+
+    def __init__(self, net: nn.Module, image_size: int) -> None:
+        super().__init__()
+        # Batch norm is folded by the exporter, not by `fuse`: it would rename the weights.
+        self.net, head = net, head_of(net)
+        cells = [image_size // int(stride) for stride in head.stride]
+        points, strides = [], []
+        for side, stride in zip(cells, head.stride, strict=True):
+            ys, xs = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+            points.append(torch.stack([xs, ys]).reshape(2, -1))
+            strides.append(torch.full((1, side * side), float(stride)))
+        self.register_buffer("points", torch.cat(points, dim=1)[None])
+        self.register_buffer("strides", torch.cat(strides, dim=1)[None])
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See the class."""
+        head = head_of(self.net)
+        maps: Any = images
+        kept: list[Any] = []
+        for layer in list(self.net.model)[:-1]:  # a slice would be another module, with other names
+            if layer.f != -1:
+                maps = kept[layer.f] if isinstance(layer.f, int) else [maps if f == -1 else kept[f] for f in layer.f]
+            maps = layer(maps)
+            kept.append(maps if layer.i in self.net.save else None)
+        raw = head.forward_head([kept[f] for f in head.f], **head.one2many)
+        distances = head.dfl(raw["boxes"])
+        corner, opposite = self.points - distances[:, :2], self.points + distances[:, 2:]
+        boxes = torch.cat([corner, opposite], dim=1) * self.strides
+        return boxes.transpose(1, 2), raw["scores"].sigmoid().transpose(1, 2)

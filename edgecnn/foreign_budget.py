@@ -1,0 +1,108 @@
+"""An accuracy budget for a model without a recipe: how its images are shared out, and what the climb's end means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from edgecnn import stats
+from edgecnn.data import Images, load_images
+from edgecnn.errors import EdgeError
+from edgecnn.gate import drop_state
+from edgecnn.io_contract import IoContract
+from edgecnn.recipe import Promise, QuantizeSpec, RecoverSpec, RungName
+from edgecnn.recipe_file import nearest_hint
+from edgecnn.report import State
+
+if TYPE_CHECKING:
+    from edgecnn.quantize.judge import Selected
+
+LABELLED = "an image folder with one folder per class, a label table, or an .npz with `labels`"
+
+
+def recover_of(text: str) -> str | RecoverSpec:
+    """`auto`, `off`, or the last rung that may be climbed.
+
+    Raises:
+        EdgeError: no such rung.
+    """
+    if text in ("auto", "off"):
+        return text
+    if text not in get_args(RungName):
+        raise EdgeError(f"--recover: no rung `{text}`", nearest_hint(text, ["auto", "off", *get_args(RungName)]))
+    return RecoverSpec.model_validate({"stop_at": text})
+
+
+def promise_of(max_accuracy_drop: float | None) -> Promise:
+    """The budget as the quantizer takes it.
+
+    Raises:
+        EdgeError: below 0, or half of everything.
+    """
+    if max_accuracy_drop is not None and not 0.0 <= max_accuracy_drop < 0.5:
+        raise EdgeError(
+            f"--max-accuracy-drop {max_accuracy_drop:g} is not a fraction from 0 to below 0.5",
+            "0.01 allows a drop of one point",
+        )
+    return Promise(max_accuracy_drop=max_accuracy_drop)
+
+
+def share_out(
+    data: Path, contract: IoContract, spec: QuantizeSpec, promise: Promise
+) -> tuple[Images, Selected | None]:  # fmt: skip
+    """Calibration images, and with a budget the labelled images that judge it: all in a seeded order, disjoint.
+
+    The first `spec.images` calibrate, the next `spec.select_images` (or what there is) select.
+
+    Raises:
+        EdgeError: a budget, and no labels or no images left to select with.
+    """
+    picture = contract.input
+    judged = promise.max_accuracy_drop is not None
+    limit = spec.images + spec.select_images if judged else spec.images
+    pixels, labels = load_images(data, picture.size, picture.channels, picture.fit, limit=limit, seed=0)
+    if not judged:
+        return pixels, None
+    if labels is None:
+        raise EdgeError(
+            f"--max-accuracy-drop needs labels, and `{data}` has none", f"give {LABELLED}, or leave the budget out"
+        )
+    if len(pixels) <= spec.images:
+        raise EdgeError(
+            f"`{data}` has {len(pixels)} labelled images, and --images {spec.images} of them calibrate: none is left"
+            " to judge the accuracy budget with",
+            "lower --images, or give more labelled images",
+        )
+    from edgecnn.quantize.judge import Selected
+
+    (shard,) = pixels.shards
+    return Images((shard[: spec.images],)), Selected(Images((shard[spec.images :],)), labels[spec.images :])
+
+
+def verdict_of(record: dict[str, Any]) -> tuple[State | None, str]:
+    """What quantize.json's climb means for the budget, and a sentence; (None, '') without a budget.
+
+    It fails where the best rung's drop on select is above the budget, passes where the drop's upper bound is within
+    it, and is not enough evidence between. The same images chose the rung, so a build's verdict on scored images says
+    more.
+    """
+    recovery = record["recovery"]
+    if recovery["state"] == "unasked":
+        return None, ""
+    limit = recovery["budget"]
+    best = next(step for step in record["ladder"] if step["kept"] and step["rung"] == recovery["best"])
+    drop, lower, upper, images = best["drop"], best["lower"], best["upper"], best["images"]
+    text = (
+        f"drop {100 * drop:.2f} points ({100 * lower:.2f} … {100 * upper:.2f}) on {images:,} select images,"
+        f" budget {100 * limit:g}"
+    )
+    state: State = "fail" if recovery["state"] == "missed" else drop_state(images, lower, upper, limit)
+    match state:
+        case "fail":
+            return state, f"FAIL: {text}; the best rung, `{recovery['best']}`, was written"
+        case "pass":
+            return state, f"PASS: {text}"
+        case _:
+            needed = stats.images_needed(best["disc"], limit, drop)
+            more = f"; about {max(needed, 200, images + 1):,} would decide" if needed else ""
+            return "not-enough-evidence", f"NOT ENOUGH EVIDENCE: {text}{more}"

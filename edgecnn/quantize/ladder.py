@@ -1,0 +1,259 @@
+"""The recovery ladder: rungs from the cheapest to the dearest, climbed only while the accuracy budget is missed.
+
+What stops the climb is fixed: the drop on the select images, as a point estimate, is at most half the budget. A rung is
+a function `(Candidate, Tools) -> Candidate`; its candidate replaces the one before only if its drop is lower, or equal
+with cleaner outputs. So the drop never grows on the way up, and the last candidate kept is the best.
+
+Every finished rung is kept under `tools.folder` by a key of its own: a killed climb continues behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import get_args
+
+from edgecnn import progress
+from edgecnn.disk import is_full
+from edgecnn.errors import EdgeError
+from edgecnn.quantize import checkpoint
+from edgecnn.quantize.candidate import Candidate, Drop, Tools, first
+from edgecnn.quantize.coverage import coverage
+from edgecnn.quantize.judge import Fidelity
+from edgecnn.quantize.placement import LAYERS, Placement
+from edgecnn.quantize.rewrite import serialized
+from edgecnn.quantize.steps import State, Step, better, expected_speed, restored, state_of, support_note
+from edgecnn.recipe import RungName
+from edgecnn.versions import code_version, installed_version
+
+Rung = Callable[[Candidate, Tools], Candidate]
+RUNGS: tuple[RungName, ...] = get_args(RungName)
+LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
+
+
+def load_rung(name: RungName) -> Rung:
+    """The function of a rung; its file, and what that needs (torch for the learned ones), is imported here.
+
+    Raises:
+        ModuleNotFoundError: what it needs is not installed.
+    """
+    match name:
+        case "ranges":
+            return lambda candidate, tools: first(candidate.model, candidate.placement, tools)[0]
+        case "equalize":
+            from edgecnn.quantize.recover.equalize import equalize
+
+            return equalize
+        case "bias":
+            from edgecnn.quantize.recover.bias import bias
+
+            return bias
+        case "clip":
+            from edgecnn.quantize.recover.clip import clip
+
+            return clip
+        case "adaround":
+            from edgecnn.quantize.learned.adaround import adaround
+
+            return adaround
+        case "mixed":
+            from edgecnn.quantize.recover.mixed import mixed
+
+            return mixed
+        case "qat":
+            from edgecnn.quantize.recover.qat import qat
+
+            return qat
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What calibration of the given graph counted; `bounds`: largest magnitude by tensor."""
+
+    images: int
+    digest: str
+    batch: int
+    seconds: float
+    bounds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Climb:
+    """The best candidate, every rung on the way to it, and where it stands to the budget."""
+
+    candidate: Candidate
+    rungs: tuple[Step, ...]
+    counted: Counted
+    state: State
+    notes: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Step:
+        """The rung that the candidate came from."""
+        return [step for step in self.rungs if step.kept][-1]
+
+
+def climb(
+    tools: Tools, placement: Placement, *, stop_at: RungName = "qat", load: Callable[[RungName], Rung] = load_rung
+) -> Climb:
+    """Calibrate, and climb while the budget is missed.
+
+    Args:
+        tools: with a budget it needs a judge; without one only `ranges` is made.
+        placement: of the canonical graph.
+        stop_at: the last rung that may be climbed.
+        load: gives a rung's function.
+
+    Raises:
+        EdgeError: a budget without a judge; see `first`. A rung's own EdgeError leaves that rung out, and is told.
+    """
+    if tools.budget is not None and tools.judge is None:
+        raise EdgeError("an accuracy budget needs labelled images", "give labels, or leave the budget out")
+    climber = _Climber(tools, load)
+    current, standing, counted = climber.begin(placement)
+    budget = tools.budget
+    steps, notes = [standing], _warnings(standing.drop, budget)
+    for name in RUNGS[1 : RUNGS.index(stop_at) + 1]:
+        if state_of(standing.drop, budget) in ("unasked", "held"):
+            break
+        candidate, step = climber.rung(name, current, standing)
+        steps.append(step)
+        progress.current().note(step.told())
+        if step.kept:
+            current, standing = candidate, step
+    state = state_of(standing.drop, budget)
+    if state in ("within", "missed") and standing.drop is not None and budget is not None:
+        where = "above" if state == "missed" else "within, but above half of,"
+        note = (
+            f"no rung up to `{steps[-1].rung}` holds the budget: the best, `{standing.rung}`, has a drop of"
+            f" {100 * standing.drop.point:.2f} points on {standing.drop.images:,} select images, {where}"
+            f" {100 * budget:g}"
+        )
+        notes.append(note)
+        progress.current().note(f"quantize: {note}")
+    return Climb(current, tuple(steps), counted, state, tuple(notes))
+
+
+def _warnings(drop: Drop | None, budget: float | None) -> list[str]:
+    """What is said before a climb: that its images cannot support the budget."""
+    if drop is None or budget is None or drop.holds(budget):
+        return []
+    notes = [note for note in [support_note(drop, budget)] if note]
+    for note in notes:
+        progress.current().note(f"quantize: {note}")
+    return notes
+
+
+class _Climber:
+    """One climb's tools, and what its rungs share."""
+
+    def __init__(self, tools: Tools, load: Callable[[RungName], Rung]) -> None:
+        self.load, self.given = load, tools
+        # What a killed climb left is found only by a climb that rests on the same.
+        self.tools = replace(tools, folder=tools.folder / self._ground()[:16]) if tools.budget is not None else tools
+
+    def begin(self, placement: Placement) -> tuple[Candidate, Step, Counted]:
+        """The first candidate: calibration and ranges."""
+        self.tools.folder.mkdir(parents=True, exist_ok=True)
+        key = repr(placement)
+        if (found := self._kept("ranges", key)) is not None:
+            candidate, told = found
+            return candidate, restored(told["step"]), Counted(**told["counted"])
+        start = time.monotonic()
+        candidate, calibration = first(self.tools.graph.model, placement, self.tools)
+        candidate = replace(candidate, rungs=("ranges",))
+        bounds = {name: histogram.bound for name, histogram in calibration.histograms.items()}
+        counted = Counted(calibration.images, calibration.digest, calibration.batch, calibration.seconds, bounds)
+        step = replace(self._measured("ranges", candidate, None, start), kept=True, why=f"ranges {self.tools.ranges}")
+        self._keep("ranges", key, candidate, {"step": step.stored(), "counted": asdict(counted)})
+        return candidate, step, counted
+
+    def rung(self, name: RungName, given: Candidate, before: Step) -> tuple[Candidate, Step]:
+        """One rung's candidate, and what it brought against the one before."""
+        key = f"{checkpoint.digest(given)} {given.rungs}"
+        if (found := self._kept(name, key)) is not None:
+            return found[0], restored(found[1]["step"])
+        if name == "qat" and self.tools.network is None:
+            why = "there is no torch model behind this ONNX file"
+            return given, replace(before, rung=name, kept=False, why=why, seconds=0.0)
+        start = time.monotonic()
+        try:
+            candidate = self.load(name)(given, self.tools)
+            serialized(candidate.quantized(self.tools.scheme))  # refused here, not after the climb
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("edgecnn"):
+                raise
+            why = f"needs `{error.name}`, which is not installed: pip install 'edgecnn[train]'"
+        except EdgeError as error:
+            if is_full(error, self.tools.folder):
+                raise
+            why = f"failed: {error.message}"
+        else:
+            step = self._judged(name, given, candidate, before, start)
+            self._keep(name, key, candidate, {"step": step.stored()})
+            return candidate, step
+        # Nothing is stored: what was missing may be there at the next try.
+        return given, replace(before, rung=name, kept=False, why=why, seconds=time.monotonic() - start)
+
+    def _judged(self, name: RungName, given: Candidate, candidate: Candidate, before: Step, start: float) -> Step:
+        own = "".join(f"; {note}" for note in candidate.notes if note not in given.notes)
+        if checkpoint.digest(candidate) == checkpoint.digest(given):
+            why = f"changed nothing{own}"
+            return replace(before, rung=name, kept=False, why=why, seconds=time.monotonic() - start)
+        step = self._measured(name, candidate, before, start)
+        kept, why = better(before, step)
+        return replace(step, kept=kept, why=why + own)
+
+    def _measured(self, name: RungName, candidate: Candidate, before: Step | None, start: float) -> Step:
+        tools, placement = self.tools, candidate.placement
+        layers = [node.name for node in tools.graph.nodes() if node.op_type in LAYERS]
+        share = coverage(tools.graph, placement).macs
+        speed = before.expected_speed * expected_speed(share, before.int8_macs, tools.scheme) if before else 1.0
+        drop = sqnr = None
+        if tools.judge is not None and tools.budget is not None:
+            drop = tools.judge.drop(candidate)
+            sqnr = self.fidelity.sqnr_db(candidate, tools.scheme)
+        return Step(
+            rung=name, kept=False, why="", seconds=time.monotonic() - start,
+            float_nodes=sum(layer not in placement.int8_layers for layer in layers), int8_macs=share,
+            expected_speed=speed, drop=drop, sqnr_db=sqnr,
+        )  # fmt: skip
+
+    @cached_property
+    def fidelity(self) -> Fidelity:
+        """Made when first asked for: without a budget nothing is compared."""
+        return Fidelity(self.tools.feeder)
+
+    def _ground(self) -> str:
+        """A digest of everything that the whole climb rests on."""
+        tools, judge = self.given, self.given.judge
+        content = hashlib.sha256(checkpoint.model_bytes(tools.graph.model))
+        content.update("".join(tools.feeder.digests).encode())
+        facts = [
+            tools.scheme.model_dump(), tools.ranges, tools.budget, tools.seed, judge.digest if judge else "",
+            code_version(), [installed_version(library) for library in LIBRARIES],
+            str(tools.network.trained) if tools.network else "",
+        ]  # fmt: skip
+        content.update(json.dumps(facts).encode())
+        return content.hexdigest()
+
+    def _kept(self, name: RungName, key: str) -> tuple[Candidate, checkpoint.Json] | None:
+        """What an interrupted climb finished, or None."""
+        if self.tools.budget is None:
+            return None
+        found = checkpoint.read(self._path(name, key), self.tools.graph.model)
+        if found is not None:
+            progress.current().note(f"rung {name}: kept from an interrupted climb")
+        return found
+
+    def _keep(self, name: RungName, key: str, candidate: Candidate, told: checkpoint.Json) -> None:
+        if self.tools.budget is not None:
+            checkpoint.write(self._path(name, key), candidate, self.tools.graph.model, told)
+
+    def _path(self, name: RungName, key: str) -> Path:
+        return self.tools.folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"

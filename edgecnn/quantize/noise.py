@@ -1,0 +1,151 @@
+"""What one part of a model's quantization does to the model's outputs, everything else left in float.
+
+Errors of different layers hardly interact: their powers at the output add up (the first-order model that HAWQ-V2 and
+most mixed-precision searches rest on; Dong et al., NeurIPS 2020). So the noise of a part alone ranks the parts. Weights
+enter as the float values of their integers, so the graph runs with every optimization and no INT8 kernel decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from edgecnn.device import Scheme
+from edgecnn.errors import EdgeError
+from edgecnn.progress import track
+from edgecnn.quantize.calibrate import Feeder
+from edgecnn.quantize.candidate import Candidate
+from edgecnn.quantize.canonical import add_initializer
+from edgecnn.quantize.placement import Activation, Edge, Placement
+from edgecnn.quantize.rewrite import rewrite
+from edgecnn.quantize.sessions import open_session, run_each
+from edgecnn.quantize.weights import IntegerWeight
+
+_IMAGES = 8  # at 224 x 224; of smaller images as many more, which cost the same
+_LEAST, _MOST = 4, 256
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Error of a graph's outputs on the sampled images.
+
+    Attributes:
+        ratios: noise over signal by output, powers.
+        answers: int64 (images,): the largest entry of the first output.
+    """
+
+    ratios: dict[str, float]
+    answers: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Over the outputs, each against its own power."""
+        return math.fsum(self.ratios.values()) / len(self.ratios)
+
+
+class Reference:
+    """The float outputs of a few calibration images, chosen by content, and what other graphs make of them.
+
+    Args:
+        feeder: of the float graph.
+        most: of images; None: 8 at 224 x 224, as many more of smaller ones up to 256, 4 at least.
+    """
+
+    def __init__(self, feeder: Feeder, most: int | None = None) -> None:
+        self.sample = feeder.sample(most or min(_MOST, max(_LEAST, round(_IMAGES * 224 * 224 / feeder.pixels))))
+        self.feeds = list(feeder.feeds(self.sample))
+        self.names = [value.name or "" for value in feeder.model.graph.outputs]
+        self.exact = list(run_each(open_session(feeder.model), self.feeds))
+        self.powers = [math.fsum(_power(each[number]) for each in self.exact) for number in range(len(self.names))]
+        self.answers = self._answers(self.exact)
+
+    def noise(self, model: ir.Model, *, simulate: bool = False) -> Noise:
+        """Of a graph with the same outputs; `simulate` as `open_session` has it.
+
+        Raises:
+            EdgeError: an output has another shape.
+        """
+        sums: list[list[float]] = [[] for _ in self.names]
+        outputs = []
+        for wanted, got in zip(self.exact, run_each(open_session(model, simulate=simulate), self.feeds), strict=True):
+            for number, (a, b) in enumerate(zip(wanted, got, strict=True)):
+                if a.shape != b.shape:
+                    raise EdgeError(
+                        f"output `{self.names[number]}` has the shape {a.shape} in float and {b.shape} in INT8",
+                        "its values decide its shape: end the graph before NonMaxSuppression or NonZero",
+                    )
+                sums[number].append(_power(a.astype(np.float64) - b))
+            outputs.append(got)
+        ratios = {
+            name: math.fsum(noise) / power if power > 0.0 else 0.0
+            for name, noise, power in zip(self.names, sums, self.powers, strict=True)
+        }
+        return Noise(ratios, self._answers(outputs))
+
+    def _answers(self, outputs: list[list[np.ndarray]]) -> np.ndarray:
+        firsts = [np.atleast_1d(got[0]) for got in outputs]
+        each = [first.reshape(len(first), -1).argmax(1) for first in firsts if first.size]
+        return np.concatenate(each or [np.zeros(0, np.int64)])[: len(self.sample)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a placement: edges that go through Q/DQ, and INT8 weights."""
+
+    activations: tuple[Activation, ...]
+    weights: tuple[str, ...]  # node names
+
+
+def difference(whole: Placement, less: Placement) -> Part:
+    """What `whole` quantizes and `less` does not."""
+    kept = {edge for activation in less.activations for edge in activation.edges}
+    tensors = {activation.tensor for activation in less.activations}
+    activations = []
+    for activation in whole.activations:
+        edges = tuple(edge for edge in activation.edges if edge not in kept)
+        if edges or (not activation.edges and activation.tensor not in tensors):
+            activations.append(replace(activation, edges=edges))
+    return Part(tuple(activations), tuple(sorted(whole.int8_layers - less.int8_layers)))
+
+
+def of_edges(placement: Placement, edges: Iterable[Edge], weights: Iterable[str] = ()) -> Part:
+    """The part of these edges and of these nodes' weights."""
+    wanted = set(edges)
+    activations = []
+    for activation in placement.activations:
+        chosen = tuple(edge for edge in activation.edges if edge in wanted)
+        if chosen:
+            activations.append(replace(activation, edges=chosen))
+    return Part(tuple(activations), tuple(weights))
+
+
+def partly(candidate: Candidate, scheme: Scheme, part: Part, integers: dict[str, IntegerWeight]) -> ir.Model:
+    """The candidate's float graph with only this part quantized; biases are the graph's own.
+
+    Args:
+        integers: by weight tensor, as `noise_split.integer_weights` gives them.
+    """
+    copy = ir.serde.deserialize_model(ir.serde.serialize_model(candidate.model))
+    nodes = {node.name: node for node in copy.graph}
+    for weight in candidate.placement.weights:
+        if weight.node in part.weights:
+            restored = add_initializer(copy.graph, f"{weight.tensor}_restored", integers[weight.tensor].restored())
+            nodes[weight.node].replace_input_with(weight.index, restored)
+    return rewrite(copy, Placement(part.activations, ()), candidate.grids(scheme), scheme)
+
+
+def noises(
+    reference: Reference, candidate: Candidate, scheme: Scheme, parts: list[Part], integers: dict[str, IntegerWeight],
+    name: str,
+) -> list[Noise]:  # fmt: skip
+    """The noise of each part alone; one pass over the few images each. An empty part has none."""
+    return [reference.noise(partly(candidate, scheme, part, integers)) for part in track(parts, name)]
+
+
+def _power(values: np.ndarray) -> float:
+    flat = values.reshape(-1).astype(np.float64)
+    return float(np.vdot(flat, flat))

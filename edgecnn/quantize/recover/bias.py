@@ -1,0 +1,173 @@
+"""Rung `bias`: what INT8 adds to the mean of a layer's outputs is taken from its bias (Nagel et al., ICCV 2019).
+
+analytic   in one pass over the float graph: the mean difference that each layer makes of its own quantized input and
+           weight, before anything else is quantized.
+empirical  layer by layer through the INT8 graph in float simulation, every layer measured with those before it already
+           corrected: what earlier layers, clipping and saturation do to the mean is in it too.
+
+Both are tried, on images that do not decide; the better by the model's outputs on the others is kept, or neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from edgecnn import progress
+from edgecnn.progress import track
+from edgecnn.quantize.calibrate import Feeder
+from edgecnn.quantize.candidate import Candidate, Tools
+from edgecnn.quantize.canonical import constant, opset
+from edgecnn.quantize.noise_split import integer_weights
+from edgecnn.quantize.placement import Graph
+from edgecnn.quantize.recover.effort import affordable, some
+from edgecnn.quantize.recover.matrix import unfolded
+from edgecnn.quantize.recover.moments import input_moments
+from edgecnn.quantize.recover.quality import better, split
+from edgecnn.quantize.recover.spread import add_reduction
+from edgecnn.quantize.recover.weight_clip import joined
+from edgecnn.quantize.rewrite import BIAS, Overrides
+from edgecnn.quantize.sessions import expose, open_session, run_each
+
+NAME = "bias"
+_IMAGES = 64
+_EFFORT = 1.5e11  # multiply-accumulates for the empirical correction
+_LEAST = 8  # images
+
+
+def bias(candidate: Candidate, tools: Tools) -> Candidate:
+    """The candidate with corrected biases, or unchanged where that measures no better."""
+    targets = _targets(candidate)
+    if not targets:
+        return _refused(candidate, "no INT8 layer has a constant bias")
+    tried = {"analytic": _analytic(candidate, tools, targets), "empirical": _empirical(candidate, tools, targets)}
+    which, qualities = better(tools, candidate, list(tried.values()), split(tools)[1], doubts=0.5)
+    if which < 0:
+        return _refused(candidate, "neither the analytic nor the empirical correction measures better")
+    method = list(tried)[which]
+    progress.current().note(f"bias: {method} correction, {qualities[which + 1] - qualities[0]:+.2f} dB")
+    return replace(tried[method], rungs=(*candidate.rungs, NAME))
+
+
+def _refused(candidate: Candidate, why: str) -> Candidate:
+    return replace(candidate, notes=(*candidate.notes, f"bias: {why}"))
+
+
+def _targets(candidate: Candidate) -> dict[str, str]:
+    """The tensor behind the bias, by the name of the node that has it, in the graph's order."""
+    int8 = candidate.placement.int8_layers
+    found = {}
+    for node in candidate.model.graph:
+        name = node.name or ""
+        if name not in int8:
+            continue
+        if node.op_type == "MatMul":
+            uses = node.outputs[0].uses()
+            add = uses[0].node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
+            if add is not None and add.op_type == "Add" and _bias_of(add, candidate.overrides) is not None:
+                found[add.name or ""] = add.outputs[0].name or ""
+        elif node.op_type != "Gemm" or _bias_of(node, candidate.overrides) is not None:
+            value = node.inputs[BIAS] if len(node.inputs) > BIAS else None
+            if value is None or constant(value) is not None:
+                found[name] = node.outputs[0].name or ""
+    return found
+
+
+def _bias_of(node: ir.Node, overrides: Overrides) -> np.ndarray | None:
+    """The layer's present bias (1-D, or one number); None where it has none or one that is not a vector."""
+    if node.name in overrides.biases:
+        return overrides.biases[node.name]
+    values = [v for v in node.inputs if constant(v) is not None] if node.op_type == "Add" else list(node.inputs[BIAS:])
+    array = constant(values[0]) if values else None
+    if array is None or array.size != array.shape[-1] or (node.op_type == "Gemm" and not _plain(node)):
+        return None
+    return array.reshape(-1).astype(np.float32)
+
+
+def _plain(node: ir.Node) -> bool:
+    beta = node.attributes.get("beta")
+    return beta is None or float(beta.value) == 1.0
+
+
+def _corrected(candidate: Candidate, changes: dict[str, np.ndarray]) -> Candidate:
+    nodes = {node.name or "": node for node in candidate.model.graph}
+    biases = dict(candidate.overrides.biases)
+    for name, change in changes.items():
+        old = _bias_of(nodes[name], candidate.overrides)
+        biases[name] = (change if old is None else old + change).astype(np.float32)
+    return replace(candidate, overrides=replace(candidate.overrides, biases=biases))
+
+
+def _analytic(candidate: Candidate, tools: Tools, targets: dict[str, str]) -> Candidate:
+    """Mean of each layer's input times the error of its weight."""
+    nodes = {node.name or "": node for node in candidate.model.graph}
+    layers = {_layer(nodes[name]).name or "": nodes[name] for name in targets}
+    feeder = tools.feeder_of(candidate.model)
+    wanted = [nodes[name] for name in layers]
+    moments = input_moments(feeder, tools.graph, wanted, some(tools, _IMAGES), means_only=True)
+    integers = integer_weights(candidate, tools.scheme)
+    bare = replace(candidate, overrides=replace(candidate.overrides, biases={}))
+    changes = {}
+    for name, holder in layers.items():
+        weight = nodes[name].inputs[1]
+        array = constant(weight)
+        if not moments.get(name) or array is None or weight is None:
+            continue
+        error = unfolded(nodes[name], integers[weight.name or ""].restored()) - unfolded(nodes[name], array)
+        mean = joined(moments[name]).mean
+        flat = error.reshape(*error.shape[:2], -1)
+        changes[holder.name or ""] = -np.einsum("gok,gk->go", flat, mean).reshape(-1).astype(np.float32)
+    return _corrected(bare, changes)
+
+
+def _layer(holder: ir.Node) -> ir.Node:
+    """The layer whose bias a node holds: itself, or the MatMul before an Add."""
+    if holder.op_type != "Add":
+        return holder
+    found = next(v.producer() for v in holder.inputs if v is not None and constant(v) is None)
+    assert found is not None
+    return found
+
+
+def _empirical(candidate: Candidate, tools: Tools, targets: dict[str, str]) -> Candidate:
+    """Stage by stage; as many stages and images as the effort pays for, a stage per layer where it does."""
+    passes = affordable(tools, 2 * _EFFORT)  # on average a stage runs half of the graph
+    sample = some(tools, max(_LEAST, min(_IMAGES, passes // len(targets))))
+    stages = max(1, min(len(targets), passes // len(sample)))
+    names = list(targets)
+    exact = _means(tools.feeder_of(candidate.model), tools.graph, candidate.model, targets, names, sample, False)
+    corrected = candidate
+    for part in track(np.array_split(np.arange(len(names)), stages), "bias", stages):
+        chosen = [names[int(n)] for n in part]
+        got = _means(tools.feeder, tools.graph, corrected.quantized(tools.scheme), targets, chosen, sample, True)
+        corrected = _corrected(corrected, {name: _certain(exact[name] - got[name]) for name in chosen})
+    return corrected
+
+
+def _certain(differences: np.ndarray) -> np.ndarray:
+    """The mean over images (images, channels), less what the few images leave uncertain of it."""
+    mean = differences.mean(axis=0)
+    doubt = differences.var(axis=0, ddof=1) / len(differences) if len(differences) > 1 else np.zeros_like(mean)
+    return np.asarray(mean * np.clip(1.0 - doubt / np.maximum(np.square(mean), 1e-30), 0.0, 1.0), np.float32)
+
+
+def _means(
+    feeder: Feeder, graph: Graph, model: ir.Model, targets: dict[str, str], names: list[str], sample: list[int],
+    simulate: bool,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Mean output of each channel per inference, (inferences, channels), by node name."""
+    operators = {node.name or "": node.op_type for node in model.graph}
+    proto = expose(model, [])
+    for number, name in enumerate(names):
+        rank = len(graph.shapes[targets[name]])
+        channel = 1 if operators[name] in ("Conv", "ConvTranspose") else rank - 1
+        axes = [axis for axis in range(rank) if axis != channel]
+        add_reduction(proto, "ReduceMean", targets[name], f"edgecnn.mean.{number}", axes, opset(model))
+    session = open_session(proto, simulate=simulate)
+    rows = [
+        [np.asarray(value, np.float64).reshape(-1) for value in values]
+        for values in run_each(session, feeder.feeds(sample))
+    ]
+    return {name: np.stack([row[number] for row in rows]) for number, name in enumerate(names)}

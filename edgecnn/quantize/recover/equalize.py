@@ -1,0 +1,66 @@
+"""Rung `equalize`: the same function with quieter channels made louder, and integers that fit the layer's input.
+
+First cross-layer equalization, kept where it measures better; then the search of every weight's clipping and rounding
+by the error at its layer's output. Neither needs a label or a gradient of the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from edgecnn import progress
+from edgecnn.quantize.auto import by_method
+from edgecnn.quantize.calibrate import calibrate
+from edgecnn.quantize.candidate import Candidate, Tools, first
+from edgecnn.quantize.recover.links import equalized
+from edgecnn.quantize.recover.quality import better, few, split
+from edgecnn.quantize.recover.smooth import smoothed
+from edgecnn.quantize.recover.weight_clip import with_searched_weights
+
+NAME = "equalize"
+_QUICK = 64  # images of the quick look that decides whether equalization is worth a whole calibration
+_WORTH = 0.1  # dB
+
+
+def equalize(candidate: Candidate, tools: Tools) -> Candidate:
+    """The better of equalized and not, with searched weights; unchanged where neither measures better."""
+    fit, held = split(tools)
+    found = candidate
+    if models := _rescaled(candidate, tools):
+        rescaled = [replace(candidate, model=model) for model in models]
+        quick = [_quick(each, tools, fit[:_QUICK]) for each in (candidate, *rescaled)]
+        which, qualities = better(tools, quick[0], quick[1:], held)
+        if which >= 0 and qualities[which + 1] >= qualities[0] + _WORTH:
+            calibrated, _ = first(models[which], candidate.placement, tools)
+            whole = replace(calibrated, rungs=candidate.rungs, notes=candidate.notes)
+            which, qualities = better(tools, candidate, [whole], held)
+            if which == 0:
+                found = whole
+                progress.current().note(f"equalize: channels rescaled, {qualities[1] - qualities[0]:+.2f} dB")
+    searched = with_searched_weights(found, tools, fit)
+    which, qualities = better(tools, found, [searched], held, doubts=0.0)
+    progress.current().note(f"equalize: searched weights, {qualities[1] - qualities[0]:+.2f} dB")
+    if which < 0:
+        searched = found
+    if searched is candidate:
+        note = "equalize: neither rescaled channels nor other integers measure better"
+        return replace(candidate, notes=(*candidate.notes, note))
+    return replace(searched, rungs=(*candidate.rungs, NAME))
+
+
+def _rescaled(candidate: Candidate, tools: Tools) -> list[ir.Model]:
+    """The same function with other channel sizes: through what is homogeneous, and behind what is not."""
+    sample = tools.feeder.sample(tools.feeder.count)
+    found = [equalized(tools.graph, candidate.placement, tools.feeder, sample)]
+    if tools.scheme.placement == "tensorrt":  # onnxruntime's kernels have no place for a Mul behind SiLU
+        found.append(smoothed(tools.graph, candidate.placement, tools.feeder, sample))
+    return [model for model in found if model is not None]
+
+
+def _quick(candidate: Candidate, tools: Tools, sample: list[int]) -> Candidate:
+    """The candidate with the ranges of least squared error over a few images: for a comparison of two graphs."""
+    feeder = few(tools.feeder_of(candidate.model), sample)
+    calibration = calibrate(feeder, [activation.tensor for activation in candidate.placement.counted])
+    return candidate.with_chosen(by_method("mse", candidate.placement, calibration, tools.scheme))

@@ -1,0 +1,81 @@
+"""The accuracy figures of a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgecnn.average_precision import THRESHOLDS, map_drop
+from edgecnn.report import ClassAccuracy, Figure
+from edgecnn.report.evidence import BoxScores, Detected
+
+
+def box_figures(answers: Detected, coverage: str, float_name: str) -> Iterator[Figure]:
+    """mAP50-95, mAP50, by size, and the paired drop; percent and points."""
+    float_title = "float graph, no engine run" if answers.before.file.simulated else f"{float_name} engine"
+    after = answers.after
+    for name, title, scores in (
+        ("reference_accuracy", "FP32 reference", answers.reference),
+        ("float_accuracy", float_title, answers.before),
+        ("int8_accuracy", f"INT8{', simulated' if after.file.simulated else ''}", after),
+    ):
+        coco = scores.file.coco
+        assert coco is not None  # every detector's score has it
+        conditions = f"{scores.file.n:,} images · {scores.file.how}{' · simulated' if scores.file.simulated else ''}"
+        if scores is after:
+            conditions += f" · {coverage}"
+        yield _percent(name, f"mAP50-95, {title}", coco.map50_95, conditions)
+        yield _percent(f"{name}_map50", f"mAP50, {title}", coco.map50, conditions)
+    paired = f"FP32 reference against INT8, the same {after.file.n:,} images"
+    drop = map_drop(answers.reference.matches, after.matches)
+    yield Figure(
+        name="accuracy_drop", title="mAP50-95 drop", group="accuracy", value=100 * drop.point, lower=100 * drop.lower,
+        upper=100 * drop.upper, unit="points",
+        conditions=f"{paired} · one-sided 95 % bounds, paired bootstrap over images",
+    )  # fmt: skip
+    first, second = answers.reference.file.coco, after.file.coco
+    assert first is not None
+    assert second is not None
+    for size in first.by_size:
+        before, now = first.by_size[size], second.by_size[size]
+        if before is not None and now is not None:
+            conditions = f"{paired} · {100 * before:.1f} → {100 * now:.1f} %"
+            yield Figure(
+                name=f"drop_{size}", title=f"mAP50-95 drop, {size} boxes", group="accuracy",
+                value=100 * (before - now), unit="points", conditions=conditions,
+            )  # fmt: skip
+    yield _agreement(answers.reference, after, paired)
+
+
+def _percent(name: str, title: str, value: float, conditions: str) -> Figure:
+    return Figure(name=name, title=title, group="accuracy", value=100 * value, unit="%", conditions=conditions)
+
+
+def _agreement(first: BoxScores, second: BoxScores, paired: str) -> Figure:
+    """Share of right detections at IoU 0.5 that both models have: labelled boxes found by both over found by either."""
+    at = int(np.flatnonzero(THRESHOLDS == 0.5)[0])
+    counts = [
+        sum(int(kind.right[at].sum()) for kind in scores.matches.classes) for scores in (first, second)
+    ]  # fmt: skip
+    return Figure(
+        name="found_boxes", title="Labelled boxes found by INT8 against FP32", group="accuracy",
+        value=100 * counts[1] / counts[0] if counts[0] else None, unit="%",
+        conditions=f"{paired} · IoU 0.5, any score · {counts[0]:,} → {counts[1]:,} boxes",
+    )  # fmt: skip
+
+
+def class_precisions(answers: Detected, classes: tuple[str, ...]) -> tuple[ClassAccuracy, ...]:
+    """AP50-95 of every class that has labelled boxes, in percent, reference beside INT8; `images` that show it."""
+    before, now = answers.reference.file.coco, answers.after.file.coco
+    assert before is not None
+    assert now is not None
+    found = []
+    for number, name in enumerate(classes):
+        first, second = before.by_class.get(name), now.by_class.get(name)
+        if first is not None and second is not None:
+            images = int((answers.reference.matches.classes[number].truths > 0).sum())
+            found.append(
+                ClassAccuracy(name=name, images=images, float_accuracy=100 * first, int8_accuracy=100 * second)
+            )
+    return tuple(found)

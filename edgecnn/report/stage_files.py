@@ -1,0 +1,163 @@
+"""The JSON files that stages leave, as far as a verdict reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgecnn.device import Scheme
+from edgecnn.errors import EdgeError
+from edgecnn.report import CompiledCheck
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _File(BaseModel):
+    """A stage's JSON: what the verdict reads of it; other keys are the stage's own."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class CocoPart(_File):
+    """A detector's average precisions, fractions of 1; None where no box of the kind is labelled."""
+
+    map50_95: float
+    map50: float
+    by_class: dict[str, float | None]
+    by_size: dict[str, float | None]
+
+
+class ScoreFile(_File):
+    """score.json. `value` is a fraction of 1; `coco` is a detector's."""
+
+    metric: str
+    value: float
+    n: int
+    how: str
+    simulated: bool
+    coco: CocoPart | None = None
+
+
+class SpeedFile(_File):
+    """speed.json; where `measured` is False only `why` is sure to be there."""
+
+    measured: bool
+    why: str | None = None
+    when: str = ""
+    pairs: int = 0
+    seconds: float = 0.0
+    batch: int = 1
+    threads: int | None = None
+    hardware: str = ""
+    backend: str = ""
+    what: str = ""
+    clocks_locked: bool = False
+    p99_valid: bool = False
+    p99_invalid_why: str | None = None
+    load_average: float | None = None
+
+
+class EngineFile(_File):
+    """engine.json of a compile stage."""
+
+    device: str
+    built: bool
+    runnable: bool
+    engine: str | None = None
+    checks: tuple[CompiledCheck, ...] = ()
+    note: str = ""
+    size_bytes: int | None = None
+
+
+class CalibrationPart(_File):
+    """How the ranges were found."""
+
+    images: int
+    digest: str
+
+
+class CoveragePart(_File):
+    """Shares of the graph computed in INT8, 0 to 1."""
+
+    macs: float
+    activation_bytes: float
+
+
+class LayerPart(_File):
+    """One layer of quantize.json."""
+
+    name: str
+    op: str
+    macs: int = 0
+    int8: bool
+    why_float: str | None = None
+    sqnr_db: float | None = None
+
+
+class RungPart(_File):
+    """One rung of quantize.json's ladder; accuracies, drops and shares are fractions of 1."""
+
+    rung: str
+    kept: bool
+    why: str = ""
+    float_value: float | None = None
+    value: float | None = None
+    drop: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    images: int | None = None
+    sqnr_db: float | None = None
+    seconds: float = 0.0
+    float_nodes: int = 0
+    int8_macs: float = 0.0
+    expected_speed: float = 1.0
+
+
+class RecoveryPart(_File):
+    """How the climb ended."""
+
+    budget: float | None = None
+    state: Literal["unasked", "held", "within", "missed"] = "unasked"
+    best: str = "ranges"
+    stop_at: str = "ranges"
+    judged: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class QuantizeFile(_File):
+    """quantize.json."""
+
+    scheme: Scheme
+    ranges: str
+    calibration: CalibrationPart
+    coverage: CoveragePart
+    layers: tuple[LayerPart, ...] = ()
+    sqnr_db: float | None = None
+    ladder: tuple[RungPart, ...] = ()
+    recovery: RecoveryPart = RecoveryPart()
+
+
+class IndexFile(_File):
+    """index.json of the data stage."""
+
+    classes: tuple[str, ...]
+
+
+def parsed(kind: type[M], path: Path) -> M:
+    """A stage's JSON file as its model.
+
+    Raises:
+        EdgeError: missing, or not what the stage writes.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise EdgeError(f"cannot read `{path}`: {error.strerror}", "run `edgecnn clean` and build again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise EdgeError(
+            f"`{path}` is damaged: {place}: {first['msg']}", "run `edgecnn clean` and build again"
+        ) from error

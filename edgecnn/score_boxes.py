@@ -1,0 +1,170 @@
+"""Detectors: a Runner over letterboxed images → boxes on the original images, and COCO's figures of them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecnn import progress
+from edgecnn.data.boxes import Boxes
+from edgecnn.data.letterbox import Letterbox
+from edgecnn.detect import Detections, detect
+from edgecnn.errors import EdgeError
+from edgecnn.io_contract import IoContract
+from edgecnn.recipe import ScoreSpec
+
+if TYPE_CHECKING:
+    from edgecnn.backends import Runner
+    from edgecnn.score import ImageBatches
+
+
+@dataclass(frozen=True)
+class CocoFigures:
+    """Fractions of 1; NaN-free: None where no box of the kind is labelled."""
+
+    map50_95: float
+    map50: float
+    by_class: dict[str, float | None]  # AP50-95 by class name
+    by_size: dict[str, float | None]  # small: area below 32², medium: below 96², large; in pixels of the original image
+
+
+def score_detector(
+    runner: Runner, contract: IoContract, images: ImageBatches, truth: Boxes, spec: ScoreSpec
+) -> Detections:
+    """Run every image, suppress, and bring the boxes back to the original images.
+
+    Args:
+        runner: answers the contract's outputs: boxes (N, A, 4) x1 y1 x2 y2 in model pixels and scores (N, A, C) in
+            0..1; or, with suppression in the graph, detections (K, 7): image, x1, y1, x2, y2, score, class.
+        images: uint8 NHWC, letterboxed. truth: gives the original sizes.
+
+    Raises:
+        EdgeError: images and labels differ in number, outputs of another shape, or values that aren't finite.
+    """
+    count = len(images)
+    if count == 0 or count != len(truth):
+        raise EdgeError(f"the scored split has {count} images and boxes of {len(truth)}", "prepare the data again")
+    fixed = runner.inputs[0].shape[0] if runner.inputs and runner.inputs[0].shape else None
+    step = fixed or spec.batch
+    found = []
+    for start in progress.track(range(0, count, step), "scoring"):
+        batch = images.batch(start, min(start + step, count))
+        taken = len(batch)
+        if fixed and taken < fixed:
+            batch = np.concatenate([batch, np.zeros((fixed - taken, *batch.shape[1:]), batch.dtype)])
+        answers = runner(contract.feed(batch))
+        for number in range(taken):
+            height, width = (int(side) for side in truth.sizes[start + number])
+            box = Letterbox(height, width, contract.input.size)
+            found.append(answered(answers, contract, number, box, spec))
+    return Detections.joined(found)
+
+
+def answered(
+    answers: dict[str, Any], contract: IoContract, number: int, box: Letterbox, spec: ScoreSpec
+) -> tuple[Any, Any, Any]:
+    """(boxes in original pixels, scores, classes) of image `number` of a batch."""
+    by_meaning = {output.meaning: answers[output.name] for output in contract.outputs}
+    if "detections" in by_meaning:
+        rows = by_meaning["detections"]
+        rows = rows[rows[:, 0] == number]
+        rows = rows[np.argsort(-rows[:, 5], kind="stable")][: spec.max_detections]
+        return box.to_image(rows[:, 1:5]), rows[:, 5], rows[:, 6].astype(np.int64)
+    boxes, scores = (np.asarray(by_meaning[part][number], np.float32) for part in ("boxes", "scores"))
+    if boxes.shape != (len(scores), 4) or scores.shape[1] != len(contract.classes):
+        raise EdgeError(
+            f"the model answers boxes {boxes.shape} and scores {scores.shape} for {len(contract.classes)} classes"
+        )
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise EdgeError(
+            "the model's boxes or scores are not finite",
+            "a NaN or infinity is in the weights, or a scale or an FP16 part overflows",
+        )
+    return detect(
+        boxes, scores, box, confidence=spec.confidence, iou=spec.iou, max_detections=spec.max_detections
+    )  # fmt: skip
+
+
+def coco_figures(found: Detections, truth: Boxes, classes: tuple[str, ...]) -> CocoFigures:
+    """COCO's average precisions by faster-coco-eval: all areas, at most 100 detections of a class on an image.
+
+    Raises:
+        EdgeError: the library is not installed.
+    """
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ModuleNotFoundError as error:
+        raise EdgeError("scoring a detector needs faster-coco-eval", "pip install 'edgecnn[yolo]'") from error
+    if not len(found.scores) or not len(truth.classes):
+        return CocoFigures(0.0, 0.0, dict.fromkeys(classes), dict.fromkeys(("small", "medium", "large")))
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints tables
+        reference = COCO(_as_coco(truth, classes))
+        judged = COCOeval_faster(reference, reference.loadRes(_answers(found)), "bbox")
+        judged.evaluate()
+        judged.accumulate()
+    precision = judged.eval["precision"][..., -1]  # (thresholds, recalls, classes, areas)
+    means = {
+        name: _mean(precision[:, :, number, 0]) for number, name in enumerate(classes)
+    }  # fmt: skip
+    sizes = {name: _mean(precision[..., area]) for area, name in enumerate(("small", "medium", "large"), 1)}
+    return CocoFigures(_mean(precision[..., 0]) or 0.0, _mean(precision[:1, :, :, 0]) or 0.0, means, sizes)
+
+
+def _mean(precision: Any) -> float | None:
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else None
+
+
+def _wide(box: Any) -> list[float]:
+    x1, y1, x2, y2 = (float(side) for side in box)
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def _as_coco(truth: Boxes, classes: tuple[str, ...]) -> dict[str, Any]:
+    annotations: list[dict[str, Any]] = []
+    for image in range(len(truth)):
+        for box, kind, crowd in zip(*truth.of(image), strict=True):
+            sides = _wide(box)
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image, "category_id": int(kind), "bbox": sides,
+                "area": sides[2] * sides[3], "iscrowd": int(crowd),
+            })  # fmt: skip
+    return {
+        "images": [{"id": n, "height": int(h), "width": int(w)} for n, (h, w) in enumerate(truth.sizes)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes)],
+        "annotations": annotations,
+    }  # fmt: skip
+
+
+def _answers(found: Detections) -> list[dict[str, Any]]:
+    return [
+        {"image_id": image, "category_id": int(kind), "bbox": _wide(box), "score": float(score)}
+        for image in range(len(found))
+        for box, score, kind in zip(*found.of(image), strict=True)
+    ]
+
+
+def write_detections(
+    out: Path, found: Detections, truth: Boxes, classes: tuple[str, ...], spec: ScoreSpec, *, how: str,
+    simulated: bool, seconds: float,
+) -> None:  # fmt: skip
+    """Write outcomes.npz (detections of every image) and score.json."""
+    np.savez(out / "outcomes.npz", offsets=found.offsets, boxes=found.boxes, scores=found.scores, classes=found.classes)
+    figures = asdict(coco_figures(found, truth, classes))
+    content = {
+        "metric": spec.metric, "value": figures[spec.metric], "unit": "fraction", "n": len(found), "how": how,
+        "simulated": simulated, "seconds": round(seconds, 3), "coco": figures,
+    }  # fmt: skip
+    (out / "score.json").write_text(json.dumps(content, indent=1))
+
+
+def read_detections(path: Path) -> Detections:
+    """The detections of a score stage's outcomes.npz."""
+    with np.load(path, allow_pickle=False) as file:
+        return Detections(*(file[name] for name in ("offsets", "boxes", "scores", "classes")))

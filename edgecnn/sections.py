@@ -1,0 +1,198 @@
+"""The recipe's sections up to the trained network: which images, which model, how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from edgecnn.spec import Spec
+
+Task = Literal["classify", "detect"]
+FamilyName = Literal["small", "torchvision", "timm", "ultralytics"]
+DataFormat = Literal["digits", "image-folder", "label-table", "arrays", "yolo", "coco", "voc"]
+DETECTION_FORMATS: tuple[DataFormat, ...] = ("yolo", "coco", "voc")
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class DataSpec(Spec):
+    """Labelled images and how they are split. `train`/`select`/`scored` name folders or files under `root`."""
+
+    section: ClassVar[str] = "data"
+    format: DataFormat
+    root: Path | None = None
+    train: str | None = None  # None: everything under root is one pool
+    select: str | None = None  # None: select_fraction of the training images, stratified
+    scored: str | None = None  # None: scored_fraction of the pool, stratified
+    scored_fraction: Fraction = 1 / 3
+    select_fraction: Fraction = 0.1
+    calibrate: PositiveInt = 512  # images of train kept for calibration, in a seeded order
+    color: Literal["rgb", "gray"] = "rgb"
+    fit: Literal["crop", "stretch", "letterbox"] = "crop"  # of boxes: letterbox. crop: short side, then the centre
+    skip_corrupt: bool = False
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit(cls, values: object) -> object:
+        if isinstance(values, dict) and "fit" not in values:
+            return {**values, "fit": "letterbox" if values.get("format") in DETECTION_FORMATS else "crop"}
+        return values
+
+    @model_validator(mode="after")
+    def _root(self) -> DataSpec:
+        if self.format == "digits":
+            if self.root or self.train or self.select or self.scored:
+                raise ValueError("`format: digits` is built in and takes no root, train, select or scored")
+            if self.color != "gray":
+                raise ValueError("`format: digits` is grayscale: write `color: gray`")
+        elif self.root is None:
+            raise ValueError(f"`format: {self.format}` needs `root`")
+        if (self.select or self.scored) and not self.train:
+            raise ValueError("`select` or `scored` is declared, so `train` must be declared too")
+        return self
+
+    @property
+    def detection(self) -> bool:
+        """Labels are boxes."""
+        return self.format in DETECTION_FORMATS
+
+    def leaves(self) -> Iterator[tuple[str, object]]:
+        """As every Spec; a label table or data.yaml also yields the images it names, which are part of the data."""
+        yield from super().leaves()
+        if self.format == "yolo":
+            from edgecnn.data.yolo import watched
+
+            for number, (name, path) in enumerate(watched(self)):
+                yield f"data.root[{number}]: {name}", path
+        if self.format == "label-table" and self.root is not None and self.root.is_file():
+            from edgecnn.data.tables import table_files
+
+            for name, path in table_files(self.root):
+                yield f"data.root: {name}", path
+
+
+class Normalization(Spec):
+    """(value / 255 - mean) / std, one number per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Normalization:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers and std has {len(self.std)}")
+        return self
+
+
+IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+class ModelSpec(Spec):
+    """Which network. `weights`: a file (Path), a name that the family's library knows (str), or none."""
+
+    section: ClassVar[str] = "model"
+    family: FamilyName
+    name: str
+    weights: Path | str | None = None
+    image_size: Annotated[int, Field(ge=4, le=4096)]
+    normalize: Literal["imagenet", "half", "unit"] | Normalization | None = (
+        None  # None: what the family's nets learn on
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    width: PositiveFloat = 1.0  # family small only: multiplies the channels
+
+    @model_validator(mode="after")
+    def _normalize(self) -> ModelSpec:
+        given = self.normalize
+        unit = (
+            set(given.mean) == {0.0} and set(given.std) == {1.0}
+            if isinstance(given, Normalization)
+            else given == "unit"
+        )
+        if self.family == "ultralytics" and given is not None and not unit:
+            raise ValueError("`family: ultralytics` takes images in 0..1: leave `normalize` out")
+        return self
+
+    @model_validator(mode="after")
+    def _width(self) -> ModelSpec:
+        if self.width != 1.0 and self.family != "small":
+            raise ValueError(f"`width` is for `family: small`; `{self.family}` fixes it by the model's name")
+        return self
+
+    def normalization(self, channels: int) -> Normalization:
+        """The numbers for this many channels; `imagenet` in grayscale is the luma-weighted mean of the three."""
+        match self.normalize or ("unit" if self.family == "ultralytics" else "imagenet"):
+            case "imagenet" if channels == 3:
+                return IMAGENET
+            case "imagenet":
+                return Normalization(mean=(0.449,) * channels, std=(0.226,) * channels)
+            case "half":
+                return Normalization(mean=(0.5,) * channels, std=(0.5,) * channels)
+            case "unit":
+                return Normalization(mean=(0.0,) * channels, std=(1.0,) * channels)
+            case Normalization() as given:
+                return given
+
+
+class DistillSpec(Spec):
+    """Distillation from the teacher's logits.
+
+    `logits`: Hinton et al. 2015, cross-entropy of softened outputs scaled by temperature². `dist`: Huang et al. 2022,
+    Pearson correlation between and within classes. `feature`, of detectors: the feature maps before the head.
+    """
+
+    method: Literal["logits", "dist", "feature"] = "logits"
+    temperature: PositiveFloat = 4.0
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7  # weight of the distillation term; 1 - alpha of the labels
+    gain: PositiveFloat = 6.0  # of `feature`: weight of its term beside the detector's own losses
+
+
+class TrainSpec(Spec):
+    """The training run. `epochs: 0` takes the weights as they are."""
+
+    section: ClassVar[str] = "train"
+    epochs: Annotated[int, Field(ge=0)] = 0
+    batch: PositiveInt = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat = 0.001
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9  # sgd only
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # decay per step of the averaged weights
+    amp: bool = False  # mixed precision on a GPU; on a CPU it changes nothing
+    channels_last: bool = True
+    accumulate: PositiveInt = 1  # batches per optimizer step
+    clip_norm: PositiveFloat | None = None
+    augment: Literal["none", "shift", "flip", "standard", "strong"] = "standard"
+    early_stop: PositiveInt | None = None  # epochs without a better select metric
+    workers: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = None  # of a CPU run; None: all cores. Another count, other last bits
+    distill: DistillSpec | None = None
+
+
+class TeacherSpec(ModelSpec):
+    """The large network that teaches; `train` as for the student, or weights as they are."""
+
+    section: ClassVar[str] = "teacher"
+    train: TrainSpec = TrainSpec()
+
+    @model_validator(mode="after")
+    def _not_taught(self) -> TeacherSpec:
+        if self.train.distill:
+            raise ValueError("a teacher is not distilled: `teacher.train.distill` has no teacher of its own")
+        return self
+
+
+class Student(Spec):
+    """Model and train sections together: what the train stage is given."""
+
+    section: ClassVar[str] = ""
+    model: ModelSpec
+    train: TrainSpec

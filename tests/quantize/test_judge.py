@@ -1,0 +1,157 @@
+"""What a candidate loses on select images: counted by hand, whatever the batch, and refused where it proves nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from color_graphs import CONTRACT, as_ir, color_net, colors, hard_net, selected, without_quantization
+from quantize_graphs import CPU, TENSORRT, Pictures
+
+from edgecnn import stats
+from edgecnn.errors import EdgeError
+from edgecnn.quantize.calibrate import Feeder
+from edgecnn.quantize.judge import Fidelity, Selected, SelectJudge, paired_drop
+
+# Blue is read as green: the 10 blue ones of 30 images are lost.
+BLIND = np.array([[1, 0, 0], [0, 1, 0.9], [0, 0, 0.1]], np.float32)
+
+
+class Counting(Pictures):
+    """Images that count how often they were read."""
+
+    reads = 0
+
+    def batch(self, start: int, stop: int) -> np.ndarray:
+        self.reads += stop - start
+        return super().batch(start, stop)
+
+
+def judge_of(count: int = 30, **given: object) -> SelectJudge:
+    return SelectJudge(as_ir(color_net()), CONTRACT, selected(count), "top1", TENSORRT, **given)  # type: ignore[arg-type]
+
+
+def test_drop_is_what_one_counts() -> None:
+    drop = judge_of().drop(without_quantization(color_net(second=BLIND)))
+    lower, upper = stats.tango_bounds(10, 0, 30)
+    assert (drop.float_value, drop.images) == (1.0, 30)
+    assert drop.point == pytest.approx(10 / 30)
+    assert (drop.lower, drop.upper, drop.disc) == (lower, upper, pytest.approx(10 / 30))
+
+
+def test_the_same_graph_loses_nothing() -> None:
+    drop = judge_of().drop(without_quantization(color_net()))
+    assert (drop.point, drop.disc) == (0.0, 0.0)
+    assert drop.lower < 0.0 < drop.upper
+
+
+def test_gains_and_losses_are_paired() -> None:
+    drop = paired_drop(np.array([1, 1, 1, 0, 0], bool), np.array([0, 1, 1, 1, 0], bool))
+    assert (drop.point, drop.disc, drop.float_value) == (0.0, 0.4, 0.6)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [color_net(batch=7), color_net(flat=True), color_net(batch=1)],
+    ids=["a batch that does not divide the images", "one row for the whole batch", "one image at a time"],
+)
+def test_graphs_that_take_batches_otherwise_are_judged_alike(reference: object) -> None:
+    judge = SelectJudge(as_ir(reference), CONTRACT, selected(), "top1", TENSORRT)
+    assert judge.batch in (1, 7)
+    assert judge.right.all()
+    assert len(judge.right) == 30
+
+
+def test_only_some_images_decide_and_they_are_of_all_classes() -> None:
+    images, labels = colors(300)
+    order = np.argsort(labels, kind="stable")  # as a folder of classes stands
+    sorted_by_class = Selected(Pictures(images[order]), labels[order])
+    judge = SelectJudge(as_ir(color_net()), CONTRACT, sorted_by_class, "top1", TENSORRT, most=60)
+    assert judge.images == 60
+    assert sorted_by_class.some(60) == judge.numbers
+    assert min(np.bincount(judge.labels)) > 10
+
+
+def test_a_candidate_is_scored_once() -> None:
+    images, labels = colors()
+    source = Counting(images)
+    judge = SelectJudge(as_ir(color_net()), CONTRACT, Selected(source, labels), "top1", TENSORRT)
+    first = judge.drop(without_quantization(color_net(second=BLIND)))
+    reads = source.reads
+    assert judge.drop(without_quantization(color_net(second=BLIND))) == first
+    assert source.reads == reads
+    judge.drop(without_quantization(color_net()))
+    assert source.reads > reads
+
+
+def test_how_says_who_computes() -> None:
+    assert judge_of().how == "float simulation"
+    assert judge_of(kernels="AMD EPYC").how == "INT8 kernels of AMD EPYC"
+    assert judge_of(kernels="AMD EPYC").digest != judge_of().digest
+    assert judge_of().digest == judge_of().digest
+    assert judge_of(27).digest != judge_of().digest
+
+
+def test_the_cpus_own_kernels_judge_a_quantized_graph() -> None:
+    from edgecnn.quantize.candidate import Tools, first
+    from edgecnn.quantize.placement import Graph, place
+    from edgecnn.quantize.sessions import observe
+
+    model = as_ir(color_net())
+    feeder = Feeder(model, CONTRACT, Pictures(colors()[0]), 30)
+    graph = Graph(model, observe(model, list(feeder.feeds([0])))[0])
+    candidate, _ = first(model, place(graph, CPU), Tools(CPU, graph, feeder, "minmax", folder=None))  # type: ignore[arg-type]
+    judge = SelectJudge(model, CONTRACT, selected(), "top1", CPU, kernels="this CPU")
+    assert judge.drop(candidate).point == 0.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.arange(30) % 3 * 5, "label 10 is no class of the model, which gives 9 logits"),
+        (np.arange(30) % 3 - 1, "label -1 is no class"),
+        ((np.arange(30) + 1) % 3, "right on 0 of 30 labelled images, which is not better than a constant answer"),
+        (np.zeros(30, int), "constant answer (100.0%)"),
+        (np.arange(29) % 3, "30 images and 29 labels"),
+    ],
+)
+def test_labels_that_prove_nothing_are_refused(labels: np.ndarray, words: str) -> None:
+    images, _ = colors()
+    with pytest.raises(EdgeError) as refused:
+        SelectJudge(as_ir(color_net()), CONTRACT, Selected(Pictures(images), labels), "top1", TENSORRT)
+    assert words in refused.value.message
+
+
+def test_top5_of_three_classes_proves_nothing() -> None:
+    with pytest.raises(EdgeError, match="constant answer"):
+        SelectJudge(as_ir(color_net()), CONTRACT, selected(), "top5", TENSORRT)
+
+
+def test_a_model_that_gives_no_numbers_is_at_chance() -> None:
+    broken = color_net(first=np.full((3, 3), np.nan, np.float32))
+    with pytest.raises(EdgeError, match="right on 0 of 30"):
+        SelectJudge(as_ir(broken), CONTRACT, selected(), "top1", TENSORRT)
+
+
+def test_what_is_no_classifier_is_refused() -> None:
+    detector = CONTRACT.model_copy(update={"task": "detect"})
+    with pytest.raises(EdgeError, match="task `detect`"):
+        SelectJudge(as_ir(color_net()), detector, selected(), "top1", TENSORRT)
+    elsewhere = CONTRACT.model_copy(update={"outputs": (CONTRACT.outputs[0].model_copy(update={"name": "scores"}),)})
+    with pytest.raises(EdgeError, match="`scores`, but the graph's outputs are logits"):
+        SelectJudge(as_ir(color_net()), elsewhere, selected(), "top1", TENSORRT)
+
+
+def test_fidelity_is_the_noise_at_the_outputs_of_held_images() -> None:
+    images, _ = colors(40)
+    feeder = Feeder(as_ir(color_net()), CONTRACT, Pictures(images), 40)
+    fidelity = Fidelity(feeder)
+    assert not set(fidelity.sample) & set(feeder.sample(20))
+    assert fidelity.sqnr_db(without_quantization(color_net()), TENSORRT) > 120  # float32 rounding
+    halved = without_quantization(color_net(second=0.5 * np.eye(3, dtype=np.float32)))
+    assert fidelity.sqnr_db(halved, TENSORRT) == pytest.approx(6.02, abs=0.01)  # noise a quarter of the signal's power
+    assert fidelity.sqnr_db(without_quantization(hard_net()), TENSORRT) > 120  # the same function
+
+
+def test_fidelity_of_a_single_image() -> None:
+    feeder = Feeder(as_ir(color_net()), CONTRACT, Pictures(colors(1)[0]), 1)
+    assert Fidelity(feeder).sample == [0]

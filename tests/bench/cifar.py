@@ -68,7 +68,7 @@ def main() -> None:
         for title, (name, file) in MODELS.items():
             sets = [f"model.name={name}", f"model.weights={root / 'resnet-cifar10' / file}"]
             recipe = load_recipe("cifar10_resnet20", sets)
-            data, plain = float_model(recipe, store)
+            data, _, plain = float_model(recipe, store)
             model = plain.path / "model.onnx"
             contract = read_contract(model)
             assert contract is not None

@@ -76,19 +76,20 @@ def build(
 
 @app.command()
 def plan(recipe: RecipeName, device: DeviceName = None, set_: Sets = [], as_json: AsJson = False) -> None:  # noqa: B006
-    """Say what a build would run, what it would keep, why, and what is missing. Exit 3 when something is."""
+    """Say what a build would run, what it would keep, why, and what is missing. Exit 3 when a build would stop."""
     from edgecnn.commands import plan_recipe
 
     decisions, missing = plan_recipe(recipe, device=device, sets=set_)
     document = {
         "stages": [{"stage": d.stage, "kept": d.kept, "why": list(d.reasons)} for d in decisions],
-        "missing": [{"what": n.what, "where": n.where, "fix": n.fix} for n in missing],
+        "missing": [{"what": n.what, "where": n.where, "fix": n.fix, "stops": n.stops} for n in missing],
     }
     lines = [f"{d.stage:<24} {'kept    ' if d.kept else 'will run'}  {', '.join(d.reasons)}" for d in decisions]
     for need in missing:
-        lines += [f"missing: {need.what}", f"  looked in: {need.where}", f"  fix: {need.fix}"]
+        word = "missing" if need.stops else "not here"
+        lines += [f"{word}: {need.what}", f"  looked in: {need.where}", f"  fix: {need.fix}"]
     _print(as_json, document, "\n".join(lines))
-    raise typer.Exit(3 if missing else 0)
+    raise typer.Exit(3 if any(need.stops for need in missing) else 0)
 
 
 @app.command()

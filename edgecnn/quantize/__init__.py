@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract, read_contract
-from edgecnn.progress import current
 from edgecnn.recipe import DataSpec, Promise, QuantizeSpec, Student
 from edgecnn.store import Artifact, decided_by
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from edgecnn.quantize.calibrate import ImageSource
     from edgecnn.quantize.candidate import Network
     from edgecnn.quantize.judge import Selected
+    from edgecnn.quantize.judge_boxes import SelectedBoxes
 
 __all__ = ["check_onnx", "quantize", "quantize_model", "typed_float"]
 
@@ -41,20 +41,22 @@ def quantize(
         EdgeError: see `quantize_model`; or the export has no `edgecnn.io` metadata.
     """
     from edgecnn import data as data_room
+    from edgecnn.data.boxes import boxes
     from edgecnn.quantize.candidate import Network
     from edgecnn.quantize.judge import Selected
+    from edgecnn.quantize.judge_boxes import SelectedBoxes
 
     model = plain.path / "model.onnx"
     contract = read_contract(model)
     if contract is None:
         raise EdgeError(f"`{model}` has no `edgecnn.io` metadata", "export it with edgecnn")
-    selected = None
-    if promise.max_accuracy_drop is not None and contract.task != "classify":
-        note = f"quantize: nothing judges `task: {contract.task}` on the select split, so the ladder stays at `ranges`"
-        current().note(note)
-        promise = promise.model_copy(update={"max_accuracy_drop": None})
+    selected: Selected | SelectedBoxes | None = None
     if promise.max_accuracy_drop is not None:
-        selected = Selected(data_room.images(data.path, "select"), data_room.labels(data.path, "select"))
+        shown = data_room.images(data.path, "select")
+        if contract.task == "detect":
+            selected = SelectedBoxes(shown, boxes(data.path, "select"))
+        else:
+            selected = Selected(shown, data_room.labels(data.path, "select"))
     network = Network(student.model, student.train, images, data.path, trained.path, spec.qat)
     quantize_model(
         out, spec, scheme, model, data_room.images(data.path, "calibrate"), contract, promise=promise,
@@ -76,7 +78,7 @@ def typed_float(out: Path, scheme: Scheme, plain: Artifact) -> None:
 def quantize_model(
     out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource | NamedArrays,
     contract: IoContract | None, *,
-    promise: Promise | None = None, selected: Selected | None = None, kernels: str = "",
+    promise: Promise | None = None, selected: Selected | SelectedBoxes | None = None, kernels: str = "",
     network: Network | None = None, folder: Path | None = None,
 ) -> None:  # fmt: skip
     """Quantize any float ONNX; torch is needed only by the learned rungs of a climb.

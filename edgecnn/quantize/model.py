@@ -15,9 +15,10 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Feeder, ImageSource, calibrate
-from edgecnn.quantize.candidate import Candidate, Network, Tools
+from edgecnn.quantize.candidate import Candidate, Judge, Network, Tools
 from edgecnn.quantize.canonical import TYPED_OPSET, canonical, opset
 from edgecnn.quantize.judge import Selected, SelectJudge
+from edgecnn.quantize.judge_boxes import BoxJudge, SelectedBoxes
 from edgecnn.quantize.ladder import Climb, climb
 from edgecnn.quantize.layers import IMAGES as LAYER_IMAGES
 from edgecnn.quantize.layers import Errors, layer_errors
@@ -36,7 +37,7 @@ _OBSERVED = 4  # images for shapes and for the extremes of tensors that calibrat
 def quantize_file(
     out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource | NamedArrays,
     contract: IoContract | None, *,
-    promise: Promise, selected: Selected | None, kernels: str, network: Network | None, folder: Path,
+    promise: Promise, selected: Selected | SelectedBoxes | None, kernels: str, network: Network | None, folder: Path,
 ) -> None:  # fmt: skip
     """Write model.onnx, typed.onnx (with FP16 islands) and quantize.json under `out`; see `quantize_model`."""
     spec.require_images(len(images))
@@ -53,13 +54,16 @@ def quantize_file(
     placement = place(graph, scheme, spec.keep_float)
     for weight in placement.weights:
         require_finite(weight.tensor, float_model.graph.initializers[weight.tensor].const_value.numpy())
-    judge = None
+    judge: Judge | None = None
     if promise.max_accuracy_drop is not None and contract is None:
         raise EdgeError("an accuracy budget needs images, and the model is fed arrays", "leave the budget out")
     if promise.max_accuracy_drop is not None and selected is not None and contract is not None:
-        judge = SelectJudge(
-            float_model, contract, selected, promise.metric, scheme, most=spec.select_images, kernels=kernels
-        )
+        if isinstance(selected, SelectedBoxes):
+            judge = BoxJudge(float_model, contract, selected, scheme, most=spec.select_images, kernels=kernels)
+        else:
+            judge = SelectJudge(
+                float_model, contract, selected, promise.metric, scheme, most=spec.select_images, kernels=kernels
+            )
     tools = Tools(
         scheme, graph, feeder, spec.ranges, folder, judge=judge, budget=promise.max_accuracy_drop, network=network
     )

@@ -137,7 +137,8 @@ def resized(mode: str) -> Block:
             return x
         scales = net.numbers([1.0, 1.0, 2.0, 2.0])
         how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"} if mode == "nearest" else {}
-        return net.made(net.op("Resize", x, "", scales, mode=mode, **how), channels, 2 * side)
+        region = "" if net.opset >= 13 else net.numbers([])  # not optional before
+        return net.made(net.op("Resize", x, region, scales, mode=mode, **how), channels, 2 * side)
 
     return make
 

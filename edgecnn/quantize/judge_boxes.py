@@ -1,0 +1,115 @@
+"""The judge of detectors: mAP on labelled select images, float against INT8 on the same ones. Never scored ones."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from edgecnn.average_precision import Matches, map_drop, match
+from edgecnn.data.boxes import Boxes
+from edgecnn.data.letterbox import Letterbox
+from edgecnn.detect import Detections
+from edgecnn.device import Scheme
+from edgecnn.errors import EdgeError
+from edgecnn.io_contract import IoContract
+from edgecnn.progress import track
+from edgecnn.quantize.calibrate import ImageSource
+from edgecnn.quantize.candidate import Candidate, Drop
+from edgecnn.quantize.sessions import open_session, run_each
+from edgecnn.recipe import ScoreSpec
+from edgecnn.score_boxes import answered
+
+_RESAMPLES = 200  # of the bootstrap: the bounds are told, the point decides
+_LEAST = 0.01  # mAP of a float model below which a drop proves nothing
+
+
+@dataclass(frozen=True)
+class SelectedBoxes:
+    """Labelled images that decide: letterboxed uint8 NHWC, and their boxes."""
+
+    images: ImageSource
+    boxes: Boxes
+
+
+class BoxJudge:
+    """mAP50-95 of a detector, float against INT8, with a paired bootstrap over images for the bounds.
+
+    Args:
+        model: the canonical float graph, the reference. contract: its input and outputs.
+        selected: labelled images of the model's size; the first `most` of a fixed draw decide.
+        kernels: name of the CPU whose own INT8 kernels run candidates; '' for the float simulation.
+
+    Raises:
+        EdgeError: no images, or a float model that finds nothing, so that no drop proves anything.
+    """
+
+    def __init__(
+        self, model: ir.Model, contract: IoContract, selected: SelectedBoxes, scheme: Scheme, *, most: int = 5000,
+        kernels: str = "",
+    ) -> None:  # fmt: skip
+        if len(selected.boxes) == 0 or len(selected.boxes) != len(selected.images):
+            raise EdgeError(f"{len(selected.images)} images and boxes of {len(selected.boxes)} to select with")
+        # RandomState's stream never changes between numpy versions (NEP 19).
+        drawn = np.random.RandomState(0).permutation(len(selected.boxes))[:most]
+        self.numbers = np.sort(drawn).astype(np.int64)
+        self.source, self.truth = selected.images, selected.boxes.take(self.numbers)
+        self.contract, self.scheme, self.kernels, self.spec = contract, scheme, kernels, ScoreSpec()
+        self.known: dict[str, Drop] = {}
+        self.outputs = [value.name or "" for value in model.graph.outputs]
+        self.reference = self._matches(model, simulate=False, name="select, float")
+        self.value = float(self.reference.mean_ap()[0])
+        if self.value < _LEAST:
+            raise EdgeError(
+                f"the float model's mAP50-95 is {self.value:.3f} on {self.images} select images: an accuracy budget"
+                " against it proves nothing",
+                "train it further, give other weights, or leave the accuracy budget out",
+            )
+
+    @property
+    def images(self) -> int:
+        """How many labelled images decide."""
+        return len(self.numbers)
+
+    @property
+    def how(self) -> str:
+        """What computes a candidate's answers."""
+        return f"INT8 kernels of {self.kernels}" if self.kernels else "float simulation"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the images and boxes that decide, and of how."""
+        content = hashlib.sha256(f"{self.how} mAP50-95".encode())
+        for part in (self.truth.offsets, self.truth.boxes, self.truth.classes, self.truth.crowd):
+            content.update(part.tobytes())
+        for number in self.numbers.tolist():
+            content.update(self.source.batch(number, number + 1).tobytes())
+        return content.hexdigest()
+
+    def drop(self, candidate: Candidate) -> Drop:
+        """What INT8 loses against the float model, with one-sided 95 % bounds."""
+        quantized = candidate.quantized(self.scheme)
+        content = ir.serde.serialize_model(quantized).SerializeToString(deterministic=True)
+        key = hashlib.sha256(content).hexdigest()
+        if key not in self.known:
+            found = self._matches(quantized, simulate=not self.kernels, name="select")
+            lost = map_drop(self.reference, found, resamples=_RESAMPLES)
+            self.known[key] = Drop(self.value, self.value - lost.point, lost.lower, lost.upper, self.images)
+        return self.known[key]
+
+    def _matches(self, model: ir.Model, *, simulate: bool, name: str) -> Matches:
+        session = open_session(model, simulate=simulate)
+        shape = model.graph.inputs[0].shape
+        fixed = int(shape[0]) if shape is not None and len(shape) and isinstance(shape[0], int) else 1
+        images = (np.repeat(self.source.batch(n, n + 1), fixed, axis=0) for n in self.numbers.tolist())
+        runs = run_each(session, (self.contract.feed(image) for image in images))
+        found = []
+        for number, values in enumerate(track(runs, name, self.images)):
+            height, width = (int(side) for side in self.truth.sizes[number])
+            box = Letterbox(height, width, self.contract.input.size)
+            answers = dict(zip(self.outputs, values, strict=True))
+            found.append(answered(answers, self.contract, 0, box, self.spec))
+        return match(Detections.joined(found), self.truth, len(self.contract.classes))

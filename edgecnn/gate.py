@@ -26,6 +26,7 @@ from edgecnn.store import Artifact
 __all__ = ["Evidence", "collect_outcomes", "drop_check", "judge"]
 
 MIN_IMAGES = 200  # below it the bounds of a paired difference are too coarse for any verdict
+MIN_BOX_IMAGES = 50  # of a detector: an image holds many boxes, and mAP moves in small steps
 MIN_PAIRS = 4 * stats.BLOCK  # fewer blocks make no bootstrap
 MIN_P99_QUERIES = 1024
 NOISY = 0.05  # distance of the headline speed-up from the median of pairs
@@ -95,14 +96,15 @@ def drop_check(name: str, b: int, c: int, n: int, limit: float, *, first: str = 
 def map_check(name: str, first: Matches, second: Matches, limit: float) -> Check:
     """As `drop_check`, for mAP50-95: one-sided 95 % bounds of a paired bootstrap over images."""
     drop, n = map_drop(first, second), first.images
-    state = drop_state(n, drop.lower, drop.upper, limit)
+    state = drop_state(n, drop.lower, drop.upper, limit, least=MIN_BOX_IMAGES)
     detail = f"paired bootstrap over {n:,} images, 1,000 resamples"
     if state == "not-enough-evidence":
         # The bounds shrink with the root of the number of images.
         room, half = limit - drop.point, drop.upper - drop.point
         needed = int(np.ceil(n * (half / room) ** 2)) if room > 0 else None
-        more = f"about {max(needed, MIN_IMAGES, n + 1):,} images would decide" if needed else "the drop is above it"
-        few = f"{n} images decide nothing" if n < MIN_IMAGES else "the bounds reach both sides of the limit"
+        decided = f"about {max(needed or 0, MIN_BOX_IMAGES, n + 1):,} images would decide"
+        more = "the drop is above it" if needed is None else decided
+        few = f"{n} images decide nothing" if n < MIN_BOX_IMAGES else "the bounds reach both sides of the limit"
         detail = f"{few}, {more}; {detail}"
     return Check(
         name=name, state=state, measured=100 * drop.point, lower=100 * drop.lower, upper=100 * drop.upper,
@@ -110,9 +112,9 @@ def map_check(name: str, first: Matches, second: Matches, limit: float) -> Check
     )  # fmt: skip
 
 
-def drop_state(n: int, lower: float, upper: float, limit: float) -> State:
+def drop_state(n: int, lower: float, upper: float, limit: float, *, least: int = MIN_IMAGES) -> State:
     """The rule itself: n images, one-sided bounds of the drop and its limit, fractions of 1."""
-    if n < MIN_IMAGES:
+    if n < least:
         return "not-enough-evidence"
     if upper <= limit:
         return "pass"

@@ -12,6 +12,7 @@ from edgecnn.average_precision import THRESHOLDS, match
 from edgecnn.data.boxes import Boxes, read_boxes
 from edgecnn.detect import Detections
 from edgecnn.errors import EdgeError
+from edgecnn.gate import map_check
 
 World = tuple[Boxes, Detections]
 
@@ -122,6 +123,22 @@ def test_a_weight_is_a_number_of_copies() -> None:
     copied = Detections.joined([found.of(int(image)) for image in order])
     weighted = match(found, truth, 4).mean_ap(copies[None].astype(float))[0]
     assert weighted == pytest.approx(match(copied, truth.take(order), 4).mean_ap()[0], abs=1e-12)
+
+
+def test_a_verdict_on_map_needs_images_and_bounds_below_the_limit() -> None:
+    truth, found = world(3, 80, 3, crowd=False)
+    whole = match(found, truth, 3)
+    worse = Detections(found.offsets, found.boxes + 6, found.scores, found.classes)
+    same, lost = (map_check("drop", whole, other, 0.03) for other in (whole, match(worse, truth, 3)))
+    assert (same.state, same.measured, same.lower, same.upper) == ("pass", 0.0, 0.0, 0.0)
+    assert lost.state == "fail"
+    assert lost.lower is not None
+    assert lost.lower > 3.0
+    few = np.arange(20)
+    part = [match(Detections.joined([d.of(int(i)) for i in few]), truth.take(few), 3) for d in (found, worse)]
+    undecided = map_check("drop", part[0], part[0], 0.03)
+    assert undecided.state == "not-enough-evidence"
+    assert "20 images decide nothing, about 50 images would decide" in undecided.detail
 
 
 def test_other_images_are_refused() -> None:

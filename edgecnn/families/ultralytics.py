@@ -13,7 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from edgecnn import progress
@@ -28,10 +30,15 @@ from edgecnn.recipe import ModelSpec
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="edgecnn-yolo-"))
 
-from ultralytics.models.yolo.detect import DetectionTrainer as DetectionTrainer
-from ultralytics.nn.distill_model import DistillationModel as DistillationModel
-from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel
+# On import it replaces Pillow's open and torch's save for the whole process, and how numpy prints: put back.
+_OPEN, _SAVE = Image.open, torch.save
+with np.printoptions():
+    from ultralytics.models.yolo.detect import DetectionTrainer as DetectionTrainer
+    from ultralytics.nn.distill_model import DistillationModel as DistillationModel
+    from ultralytics.nn.modules.head import Detect
+    from ultralytics.nn.tasks import DetectionModel
+Image.open, torch.save = _OPEN, _SAVE
+torch.set_printoptions(profile="default")
 
 NAMES = (
     *(f"yolov8{size}" for size in "nsmlx"),

@@ -39,16 +39,11 @@ RungName = Literal["ranges", "equalize", "bias", "clip", "adaround", "mixed", "q
 
 
 class ExportSpec(Spec):
-    """The ONNX file's input and batch. Normalization is always inside the graph.
-
-    `nms`, of a detector: `none` leaves suppression to edgecnn (numpy, the same on every target), `onnx` puts
-    NonMaxSuppression into the graph (onnxruntime), `tensorrt` the EfficientNMS plugin (`backend: tensorrt` only).
-    """
+    """The ONNX file's input and batch. Normalization is always inside the graph; a detector's suppression never is."""
 
     section: ClassVar[str] = "export"
     input: Literal["uint8-nhwc", "float01-nchw"] = "uint8-nhwc"
     batch: Literal["dynamic"] | PositiveInt = "dynamic"
-    nms: Literal["none", "onnx", "tensorrt"] = "none"
 
 
 class RecoverSpec(Spec):
@@ -193,8 +188,6 @@ class Recipe(Spec):
             raise ValueError(f"`score.metric: {self.score.metric}` is not for `task: {self.task}`; write {fitting}")
         if detect and self.data.fit != "letterbox":
             raise ValueError(f"detectors take whole images: write `data.fit: letterbox`, not `{self.data.fit}`")
-        if not detect and self.export.nms != "none":
-            raise ValueError(f"`export.nms: {self.export.nms}` is for `task: detect`")
         if self.train.distill and (self.train.distill.method == "feature") != detect:
             fitting = "feature" if detect else "logits or dist"
             raise ValueError(

@@ -40,8 +40,7 @@ def score_detector(
     """Run every image, suppress, and bring the boxes back to the original images.
 
     Args:
-        runner: answers the contract's outputs: boxes (N, A, 4) x1 y1 x2 y2 in model pixels and scores (N, A, C) in
-            0..1; or, with suppression in the graph, detections (K, 7): image, x1, y1, x2, y2, score, class.
+        runner: answers the contract's outputs: boxes (N, A, 4) x1 y1 x2 y2 in model pixels, scores (N, A, C).
         images: uint8 NHWC, letterboxed. truth: gives the original sizes.
 
     Raises:
@@ -71,11 +70,6 @@ def answered(
 ) -> tuple[Any, Any, Any]:
     """(boxes in original pixels, scores, classes) of image `number` of a batch."""
     by_meaning = {output.meaning: answers[output.name] for output in contract.outputs}
-    if "detections" in by_meaning:
-        rows = by_meaning["detections"]
-        rows = rows[rows[:, 0] == number]
-        rows = rows[np.argsort(-rows[:, 5], kind="stable")][: spec.max_detections]
-        return box.to_image(rows[:, 1:5]), rows[:, 5], rows[:, 6].astype(np.int64)
     boxes, scores = (np.asarray(by_meaning[part][number], np.float32) for part in ("boxes", "scores"))
     if boxes.shape != (len(scores), 4) or scores.shape[1] != len(contract.classes):
         raise EdgeError(

@@ -1,0 +1,83 @@
+"""A detector through the whole page: boxes to a verdict, kept on a rerun, comparable with a baseline."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+if find_spec("ultralytics") is None:
+    pytest.skip("the extra [yolo] is not installed", allow_module_level=True)
+
+RECIPE = """
+name: dots
+task: detect
+data: {format: yolo, root: data.yaml, train: train, calibrate: 8}
+model: {family: ultralytics, name: yolov8n, image_size: 64}
+train: {epochs: 1, batch: 8, augment: none, device: cpu, threads: 1}
+quantize: {images: 8, ranges: minmax}
+score: {metric: map50_95}
+bench: {min_pairs: 4, min_seconds: 0.1, max_seconds: 0.2}
+device: cpu-x86
+budgets: {max_size_mb: 13}
+"""
+
+
+def dots(root: Path) -> None:
+    """60 images with a bright square each."""
+    rng = np.random.default_rng(0)
+    for folder in ("images/train", "labels/train"):
+        (root / folder).mkdir(parents=True)
+    for number in range(60):
+        pixels = rng.integers(0, 60, (48, 64, 3), np.uint8)
+        x, y = int(rng.integers(0, 40)), int(rng.integers(0, 24))
+        pixels[y : y + 20, x : x + 20] = 250
+        Image.fromarray(pixels).save(root / f"images/train/{number:02d}.png")
+        (root / f"labels/train/{number:02d}.txt").write_text(f"0 {(x + 10) / 64} {(y + 10) / 48} {20 / 64} {20 / 48}\n")
+    (root / "data.yaml").write_text("train: images/train\nnames: [dot]\n")
+    (root / "dots.yaml").write_text(RECIPE)
+
+
+def edgecnn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "EDGECNN_CACHE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "edgecnn", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_from_boxes_to_a_verdict(tmp_path: Path) -> None:
+    dots(tmp_path)
+    built = edgecnn(tmp_path, "build", "dots.yaml", "--json")
+    assert built.returncode == 0, built.stderr
+    report: dict[str, Any] = json.loads(built.stdout)["report"]
+    figures = {figure["name"]: figure for figure in report["figures"]}
+    assert {"reference_accuracy", "int8_accuracy", "int8_accuracy_map50", "accuracy_drop"} <= figures.keys()
+    assert "20 images" in figures["int8_accuracy"]["conditions"]
+    assert 0 < figures["coverage_macs"]["value"] < 100
+    head = [layer for layer in report["layers"] if "dfl" in layer["name"]]
+    assert head
+    assert not any(layer["int8"] for layer in head)
+    again = json.loads(edgecnn(tmp_path, "build", "dots.yaml", "--json").stdout)
+    assert again["made"] == []
+    run = Path(again["run"])
+    for name in ("model.onnx", "model.int8.onnx", "report.html", "outcomes.npz"):
+        assert (tmp_path / run / name).exists(), name
+    assert edgecnn(tmp_path, "check", str(run), "--baseline", "b.zip", "--update").returncode == 0
+    checked = edgecnn(tmp_path, "check", str(run), "--baseline", "b.zip", "--json")
+    found = {check["name"]: check for check in json.loads(checked.stdout)["checks"]}
+    assert found["max_regression"]["measured"] == 0.0
+
+
+def test_a_budget_against_a_detector_that_finds_nothing_is_refused(tmp_path: Path) -> None:
+    dots(tmp_path)
+    done = edgecnn(tmp_path, "build", "dots.yaml", "--set", "budgets.max_accuracy_drop=0.01", "--until", "quantize")
+    assert done.returncode == 2
+    assert "proves nothing" in done.stderr

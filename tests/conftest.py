@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
+_STATUS = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave at once when everything is reported, with the tests' own status.
+
+    A whole run loads torch, onnxruntime, OpenVINO, TensorRT for RTX and OpenCV into one process, and was seen to crash
+    after the last test, while it was torn down. edgecnn itself gives every engine a process of its own.
+    """
+    status = config.stash.get(_STATUS, None)
+    if status is not None:
+        config.get_terminal_writer().flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 @pytest.fixture(scope="session")

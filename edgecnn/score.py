@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -124,17 +125,25 @@ def score_runner(
     count = len(images)
     if count == 0 or count != len(labels):
         raise EdgeError(f"the scored split has {count} images and {len(labels)} labels", "prepare the data again")
-    fixed = runner.inputs[0].shape[0] if runner.inputs and runner.inputs[0].shape else None
-    size = fixed or spec.batch
     parts = []
-    for start in progress.track(range(0, count, size), "scoring"):
-        batch = images.batch(start, min(start + size, count))
-        taken = len(batch)
-        if fixed and taken < fixed:
-            batch = np.concatenate([batch, np.zeros((fixed - taken, *batch.shape[1:]), batch.dtype)])
-        logits = runner(contract.feed(batch))[contract.outputs[0].name]
-        parts.append(np.asarray(logits, np.float32).reshape(len(batch), -1)[:taken])
+    for numbers, answers in answered_batches(runner, contract, images, spec.batch):
+        logits = np.asarray(answers[contract.outputs[0].name], np.float32)
+        parts.append(logits.reshape(len(logits), -1)[: len(numbers)])
     return judge(np.concatenate(parts), np.asarray(labels, np.int64), spec, len(contract.classes))
+
+
+def answered_batches(
+    runner: Runner, contract: IoContract, images: ImageBatches, batch: int
+) -> Iterator[tuple[range, Mapping[str, Any]]]:
+    """(numbers of the images, the model's answers) batch by batch; rows past them fill up a fixed batch."""
+    fixed = runner.inputs[0].shape[0] if runner.inputs and runner.inputs[0].shape else None
+    size, count = fixed or batch, len(images)
+    for start in progress.track(range(0, count, size), "scoring"):
+        numbers = range(start, min(start + size, count))
+        pixels = images.batch(numbers.start, numbers.stop)
+        if fixed and len(pixels) < fixed:
+            pixels = np.concatenate([pixels, np.zeros((fixed - len(pixels), *pixels.shape[1:]), pixels.dtype)])
+        yield numbers, runner(contract.feed(pixels))
 
 
 def judge(logits: Logits, labels: Labels, spec: ScoreSpec, classes: int) -> Outcomes:

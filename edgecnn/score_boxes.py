@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecnn import progress
 from edgecnn.data.boxes import Boxes
 from edgecnn.data.letterbox import Letterbox
 from edgecnn.detect import Detections, detect
 from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.recipe import ScoreSpec
+from edgecnn.score import answered_batches
 
 if TYPE_CHECKING:
     from edgecnn.backends import Runner
@@ -49,24 +50,16 @@ def score_detector(
     count = len(images)
     if count == 0 or count != len(truth):
         raise EdgeError(f"the scored split has {count} images and boxes of {len(truth)}", "prepare the data again")
-    fixed = runner.inputs[0].shape[0] if runner.inputs and runner.inputs[0].shape else None
-    step = fixed or spec.batch
     found = []
-    for start in progress.track(range(0, count, step), "scoring"):
-        batch = images.batch(start, min(start + step, count))
-        taken = len(batch)
-        if fixed and taken < fixed:
-            batch = np.concatenate([batch, np.zeros((fixed - taken, *batch.shape[1:]), batch.dtype)])
-        answers = runner(contract.feed(batch))
-        for number in range(taken):
-            height, width = (int(side) for side in truth.sizes[start + number])
-            box = Letterbox(height, width, contract.input.size)
-            found.append(answered(answers, contract, number, box, spec))
+    for numbers, answers in answered_batches(runner, contract, images, spec.batch):
+        for row, number in enumerate(numbers):
+            height, width = (int(side) for side in truth.sizes[number])
+            found.append(answered(answers, contract, row, Letterbox(height, width, contract.input.size), spec))
     return Detections.joined(found)
 
 
 def answered(
-    answers: dict[str, Any], contract: IoContract, number: int, box: Letterbox, spec: ScoreSpec
+    answers: Mapping[str, Any], contract: IoContract, number: int, box: Letterbox, spec: ScoreSpec
 ) -> tuple[Any, Any, Any]:
     """(boxes in original pixels, scores, classes) of image `number` of a batch."""
     by_meaning = {output.meaning: answers[output.name] for output in contract.outputs}

@@ -10,9 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from dots import write_dots
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 if find_spec("ultralytics") is None:
@@ -34,16 +33,7 @@ budgets: {max_size_mb: 13}
 
 def dots(root: Path) -> None:
     """60 images with a bright square each."""
-    rng = np.random.default_rng(0)
-    for folder in ("images/train", "labels/train"):
-        (root / folder).mkdir(parents=True)
-    for number in range(60):
-        pixels = rng.integers(0, 60, (48, 64, 3), np.uint8)
-        x, y = int(rng.integers(0, 40)), int(rng.integers(0, 24))
-        pixels[y : y + 20, x : x + 20] = 250
-        Image.fromarray(pixels).save(root / f"images/train/{number:02d}.png")
-        (root / f"labels/train/{number:02d}.txt").write_text(f"0 {(x + 10) / 64} {(y + 10) / 48} {20 / 64} {20 / 48}\n")
-    (root / "data.yaml").write_text("train: images/train\nnames: [dot]\n")
+    write_dots(root, 60)
     (root / "dots.yaml").write_text(RECIPE)
 
 

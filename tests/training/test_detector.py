@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from dots import write_dots
 
 from edgecnn.data import prepare, read_index
 from edgecnn.data.boxes import Boxes, read_boxes
@@ -30,16 +30,7 @@ SIZE = 64
 def dots(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSpec, Artifact]:
     """16 images with a bright square each, and their prepared data."""
     root = tmp_path_factory.mktemp("dots")
-    rng = np.random.default_rng(0)
-    for folder in ("images/train", "labels/train"):
-        (root / folder).mkdir(parents=True)
-    for number in range(16):
-        pixels = rng.integers(0, 60, (48, 64, 3), np.uint8)
-        x, y = int(rng.integers(0, 40)), int(rng.integers(0, 24))
-        pixels[y : y + 20, x : x + 20] = 250
-        Image.fromarray(pixels).save(root / f"images/train/{number:02d}.png")
-        (root / f"labels/train/{number:02d}.txt").write_text(f"0 {(x + 10) / 64} {(y + 10) / 48} {20 / 64} {20 / 48}\n")
-    (root / "data.yaml").write_text("train: images/train\nnames: [dot]\n")
+    write_dots(root, 16)
     spec = DataSpec(format="yolo", root=root, train="train", calibrate=4, scored_fraction=0.25, select_fraction=0.25)
     out = tmp_path_factory.mktemp("data")
     prepare(out, spec, SIZE)

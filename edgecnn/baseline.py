@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from edgecnn import __version__, baseline_boxes, stats
 from edgecnn.baseline_file import Baseline, Outcomes, read_baseline, read_outcomes, write_baseline
 from edgecnn.errors import EdgeError
-from edgecnn.gate import MIN_PAIRS, drop_check
+from edgecnn.gate import drop_check
+from edgecnn.latency_rule import AS_FAST, SLOWER, latency_state
 from edgecnn.report import Check, Figure, Report, State, now, read_report
 from edgecnn.report.evidence import collect_outcomes
 from edgecnn.report.figures import distribution, timing_text
@@ -22,7 +23,6 @@ from edgecnn.report.stage_files import SpeedFile
 __all__ = ["check", "collect_outcomes", "latency_state", "update"]
 
 MAX_REGRESSION = 0.0025
-SLOWER, AS_FAST = 1.02, 1.05  # REGRESSION above the first by the lower bound, OK below the second by the upper
 MODELS = ("model.onnx", "model.int8.onnx")
 
 
@@ -105,15 +105,6 @@ def check(
             "notes": tuple(notes),
         }
     )
-
-
-def latency_state(ratio: stats.Ratio, pairs: int) -> State:
-    """The rule for a ratio candidate/baseline; what bench asks before it doubles the pairs once."""
-    if pairs < MIN_PAIRS:
-        return "not-enough-evidence"
-    if ratio.lower > SLOWER:
-        return "fail"
-    return "pass" if ratio.upper < AS_FAST else "not-enough-evidence"
 
 
 def _not_comparable(candidate: Report, outcomes: Outcomes, baseline: Baseline) -> str:

@@ -14,17 +14,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecnn import progress
-from edgecnn.recipe import BenchSpec
 
 Times = NDArray[np.float64]
 P99_QUERIES = 1024  # MLPerf's smallest count for a tail percentile
 CPUS = Path("/sys/devices/system/cpu")
+
+
+class Pace(Protocol):
+    """How long and on what to measure: a recipe's BenchSpec, or what a board was sent of it."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def warmup_ms(self) -> int: ...
+    @property
+    def min_pairs(self) -> int: ...
+    @property
+    def min_seconds(self) -> float: ...
+    @property
+    def max_seconds(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,7 @@ class Clocks:
 def time_pairs(
     first: Callable[[], None],
     second: Callable[[], None],
-    spec: BenchSpec,
+    spec: Pace,
     undecided: Callable[[Times, Times], bool],
     *,
     clock: Callable[[], int] = time.perf_counter_ns,
@@ -124,7 +140,7 @@ def percentiles(ms: Times) -> dict[str, float]:
     return {f"p{q}_ms": float(np.quantile(ms, q / 100)) for q in (5, 50, 90, 99)}
 
 
-def conditions(spec: BenchSpec, queries: int, cpus: Path = CPUS) -> dict[str, Any]:
+def conditions(spec: Pace, queries: int, cpus: Path = CPUS) -> dict[str, Any]:
     """What the times were taken under: when, load, clocks, and whether a 99th percentile means anything."""
     clocks = read_clocks(cpus)
     valid, why = p99_validity(queries, clocks)

@@ -138,26 +138,29 @@ def _tail(log: Path, lines: int = 12) -> str:
 # --- the child's side ---
 
 
-class _Lines:
-    """The child's Progress: JSON lines on stdout."""
+class Lines:
+    """A child's Progress: JSON lines on its stdout."""
 
     def __init__(self) -> None:
         self.out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # whatever a library prints to stdout goes to the log
 
     def send(self, **message: object) -> None:
+        """Print one message."""
         print(json.dumps(message), file=self.out, flush=True)
 
     @contextlib.contextmanager
     def task(self, name: str, total: float | None) -> Iterator[progress.Task]:
+        """See Progress."""
         yield _LineTask(self, name, total)
 
     def note(self, text: str) -> None:
+        """See Progress."""
         self.send(note=text)
 
 
 class _LineTask:
-    def __init__(self, lines: _Lines, name: str, total: float | None) -> None:
+    def __init__(self, lines: Lines, name: str, total: float | None) -> None:
         self.lines, self.name, self.total = lines, name, total
 
     def update(self, done: float, text: str = "") -> None:
@@ -176,7 +179,7 @@ def _end_with_parent() -> None:
 def serve(work: Callable[[Json], Json]) -> None:
     """The `__main__` of a child module: read the job, do the work, print the result or the error, exit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too and ends us in order
-    lines = _Lines()
+    lines = Lines()
     _end_with_parent()
     job = json.loads(Path(sys.argv[1]).read_text())
     try:

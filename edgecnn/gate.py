@@ -9,6 +9,7 @@ import numpy as np
 from edgecnn import __version__, stats
 from edgecnn.average_precision import Matches, map_drop
 from edgecnn.device import DeviceFacts, DeviceProfile
+from edgecnn.latency_rule import MIN_PAIRS
 from edgecnn.recipe import Budgets, Recipe
 from edgecnn.report import Check, Conditions, Report, State, as_json, now, write_atomically
 from edgecnn.report.evidence import (
@@ -27,7 +28,6 @@ __all__ = ["Evidence", "collect_outcomes", "drop_check", "judge"]
 
 MIN_IMAGES = 200  # below it the bounds of a paired difference are too coarse for any verdict
 MIN_BOX_IMAGES = 50  # of a detector: an image holds many boxes, and mAP moves in small steps
-MIN_PAIRS = 4 * stats.BLOCK  # fewer blocks make no bootstrap
 MIN_P99_QUERIES = 1024
 NOISY = 0.05  # distance of the headline speed-up from the median of pairs
 

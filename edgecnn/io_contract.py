@@ -50,18 +50,9 @@ class IoContract(Spec):
 
     def feed(self, images: Any) -> dict[str, Any]:
         """uint8 NHWC images (N, H, W, C), RGB or gray → the model's input by name, in its layout, dtype and range."""
-        import numpy as np
+        from edgecnn.feeding import Feeding
 
-        values = images[..., ::-1] if self.input.color == "bgr" else images
-        if self.input.dtype == "float32":
-            low, high = self.input.range
-            values = values.astype(np.float32) * np.float32((high - low) / 255.0) + np.float32(low)
-            if self.normalization and not self.normalization_inside:
-                mean = np.asarray(self.normalization.mean, np.float32)
-                values = (values - mean) / np.asarray(self.normalization.std, np.float32)
-        if self.input.layout == "NCHW":
-            values = values.transpose(0, 3, 1, 2)
-        return {self.input.name: np.ascontiguousarray(values)}
+        return Feeding.of(self.model_dump(exclude={"classes"}))(images)
 
 
 def read_contract(model: Path) -> IoContract | None:

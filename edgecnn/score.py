@@ -7,15 +7,16 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecnn import progress
+from edgecnn import feeding
 from edgecnn.child import run_child
 from edgecnn.device import BackendName
 from edgecnn.errors import EdgeError
+from edgecnn.feeding import ImageBatches
 from edgecnn.io_contract import IoContract, read_contract
 from edgecnn.metrics import METRICS
 from edgecnn.recipe import ScoreSpec
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
 
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
-
-
-class ImageBatches(Protocol):
-    """What is scored: uint8 images (N, H, W, C)."""
-
-    def __len__(self) -> int:
-        """How many images."""
-
-    def batch(self, start: int, stop: int) -> Any:
-        """Images start..stop, uint8 NHWC."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +75,14 @@ def score_file(
 
 
 def score_here(
-    runner: Runner, model: Path, data: Path, spec: ScoreSpec, out: Path, *, simulate: bool, detail: str
-) -> None:
-    """The child's side of `score_file`."""
+    runner: Runner, model: Path, data: Path, spec: ScoreSpec, out: Path, *, simulate: bool, detail: str,
+    images: ImageBatches | None = None,
+) -> None:  # fmt: skip
+    """The child's side of `score_file`, and what judges a board's answers.
+
+    Args:
+        images: what the runner is fed in place of the scored images of `data`.
+    """
     from edgecnn import data as data_room
 
     start = time.monotonic()
@@ -96,7 +92,7 @@ def score_here(
             f"`{model}` has no `edgecnn.io` metadata, so nobody knows how to feed it images", "export it with edgecnn"
         )
     how = f"{runner.how}, {detail}" if detail else runner.how
-    images = data_room.images(data, "scored")
+    images = data_room.images(data, "scored") if images is None else images
     if contract.task == "detect":
         from edgecnn.data.boxes import boxes
         from edgecnn.score_boxes import score_detector, write_detections
@@ -136,14 +132,7 @@ def answered_batches(
     runner: Runner, contract: IoContract, images: ImageBatches, batch: int
 ) -> Iterator[tuple[range, Mapping[str, Any]]]:
     """(numbers of the images, the model's answers) batch by batch; rows past them fill up a fixed batch."""
-    fixed = runner.inputs[0].shape[0] if runner.inputs and runner.inputs[0].shape else None
-    size, count = fixed or batch, len(images)
-    for start in progress.track(range(0, count, size), "scoring"):
-        numbers = range(start, min(start + size, count))
-        pixels = images.batch(numbers.start, numbers.stop)
-        if fixed and len(pixels) < fixed:
-            pixels = np.concatenate([pixels, np.zeros((fixed - len(pixels), *pixels.shape[1:]), pixels.dtype)])
-        yield numbers, runner(contract.feed(pixels))
+    return feeding.answered_batches(runner, contract.feed, images, batch)
 
 
 def judge(logits: Logits, labels: Labels, spec: ScoreSpec, classes: int) -> Outcomes:

@@ -22,7 +22,7 @@ from edgecnn.score import answered_batches
 
 if TYPE_CHECKING:
     from edgecnn.backends import Runner
-    from edgecnn.score import ImageBatches
+    from edgecnn.feeding import ImageBatches
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def undecided_by(rule: str) -> Callable[[Any, Any], bool]:
     `speed`: it isn't clear which of the two is faster, or by more than the margins. `regression`: neither slower nor
     equal is shown.
     """
-    from edgecnn.baseline import latency_state
+    from edgecnn.latency_rule import latency_state
     from edgecnn.stats import pair_ratio
 
     def regression(first_ms: Any, second_ms: Any) -> bool:

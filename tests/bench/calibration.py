@@ -1,6 +1,8 @@
 """Calibration's memory and speed, by hand: `python tests/bench/calibration.py` (needs torch, torchvision).
 
 Memory: peak RssAnon of a fresh process that quantizes ResNet-18 (random weights, 224 px) with 64 and with 960 images.
+`--lite0` takes the trained EfficientNet-Lite0 and its photographs instead, and compares speed
+alone (needs EDGECNN_DATA).
 Speed: entropy ranges of the same 128 images, each side in a fresh process, one run, twice over: the ranges alone (from
 one prepared graph to a range per tensor, against onnxruntime.quantization's entropy calibrator), and the whole commands
 (quantize_model with its per-layer report, against quantize_static). The clock starts once the libraries are imported.
@@ -36,15 +38,19 @@ SIZE = 224
 
 
 class Pictures:
-    """Random images, made when they are read: the set itself takes no memory."""
+    """The images of a file beside the model, or else random ones, made when they are read: the set takes no memory."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, model: Path, count: int) -> None:
         self.count = count
+        beside = model.with_name("pixels.npy")
+        self.pixels = np.load(beside, mmap_mode="r") if beside.exists() else None
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, start: int, stop: int) -> np.ndarray:
+        if self.pixels is not None:
+            return np.asarray(self.pixels[start:stop])
         return np.stack(
             [np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), np.uint8) for i in range(start, stop)]
         )
@@ -64,14 +70,40 @@ def export(path: Path) -> None:
     )  # fmt: skip
 
 
-def scheme_and_contract() -> tuple[Scheme, IoContract]:
-    """TensorRT's scheme, and what ResNet-18 is fed."""
+def lite0(path: Path, images: int) -> None:
+    """The pack's EfficientNet-Lite0 and its first calibration images."""
+    from packs import WORK, bench_model
+
+    bench = bench_model("efficientnet-lite0", Path(os.environ["EDGECNN_DATA"]), WORK)
+    path.write_bytes(bench.model.read_bytes())
+    np.save(path.with_name("pixels.npy"), bench.calibration(0)[:images])
+
+
+def span(model: Path) -> tuple[float, float]:
+    """The range of the model's input: EfficientNet-Lite0's, or ResNet-18's."""
+    return (-1.0, 1.0) if model.with_name("pixels.npy").exists() else (0.0, 1.0)
+
+
+def fed(model: Path, image: np.ndarray) -> np.ndarray:
+    """uint8 NHWC images as the model's input, float32 NCHW."""
+    low, high = span(model)
+    values: np.ndarray = image.transpose(0, 3, 1, 2).astype(np.float32) * np.float32((high - low) / 255) + low
+    return values.astype(np.float32)
+
+
+def input_name(model: Path) -> str:
+    """The name of a graph's only input."""
+    return str(ir.load(model).graph.inputs[0].name)
+
+
+def scheme_and_contract(model: Path) -> tuple[Scheme, IoContract]:
+    """TensorRT's scheme, and what the model is fed."""
     scheme = Scheme(activations="int8-symmetric", islands="float16", placement="tensorrt")
     image = InputContract(
-        name="image",
+        name=input_name(model),
         layout="NCHW",
         dtype="float32",
-        range=(0.0, 1.0),
+        range=span(model),
         size=(SIZE, SIZE),
         channels=3,
         color="rgb",
@@ -87,10 +119,10 @@ def ours(model: Path, images: int, ranges: str) -> None:
     """Quantize for TensorRT with so many images."""
     from edgecnn.quantize import quantize_model
 
-    scheme, contract = scheme_and_contract()
+    scheme, contract = scheme_and_contract(model)
     spec = QuantizeSpec.model_validate({"images": images, "ranges": ranges})
     with tempfile.TemporaryDirectory() as out:
-        quantize_model(Path(out), spec, scheme, model, Pictures(images), contract)
+        quantize_model(Path(out), spec, scheme, model, Pictures(model, images), contract)
 
 
 def our_ranges(model: Path, images: int) -> None:
@@ -100,9 +132,9 @@ def our_ranges(model: Path, images: int) -> None:
     from edgecnn.quantize.placement import Graph, place
     from edgecnn.quantize.sessions import observe
 
-    scheme, contract = scheme_and_contract()
+    scheme, contract = scheme_and_contract(model)
     float_model = ir.load(model)
-    feeder = Feeder(float_model, contract, Pictures(images), images)
+    feeder = Feeder(float_model, contract, Pictures(model, images), images)
     shapes, _ = observe(float_model, list(feeder.feeds([0])))
     placement = place(Graph(float_model, shapes), scheme)
     calibration = calibrate(feeder, [activation.tensor for activation in placement.counted])
@@ -113,26 +145,27 @@ def inference(model: Path, images: int) -> None:
     """Only run the float model, on every core."""
     from edgecnn.quantize.sessions import open_session, run_each
 
-    pictures = Pictures(images)
-    feeds = ({"image": pictures.batch(i, i + 1).transpose(0, 3, 1, 2).astype(np.float32) / 255} for i in range(images))
+    pictures = Pictures(model, images)
+    name = input_name(model)
+    feeds = ({name: fed(model, pictures.batch(i, i + 1))} for i in range(images))
     for _ in run_each(open_session(model), feeds):
         pass
 
 
-def reader(images: int) -> Any:
+def reader(model: Path, images: int) -> Any:
     """onnxruntime's calibration reader over the same images, one at a time."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # an untyped library
         def __init__(self) -> None:
-            pictures = Pictures(images)
+            pictures, self.name = Pictures(model, images), input_name(model)
             self.feeds = iter(pictures.batch(i, i + 1) for i in range(images))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.feeds, None)
             if image is None:
                 return None
-            return {"image": image.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)}
+            return {self.name: fed(model, image)}
 
     return Reader()
 
@@ -147,7 +180,7 @@ def their_ranges(model: Path, images: int) -> None:
             str(model), list({*QDQRegistry, *QLinearOpsRegistry}), augmented_model_path=str(Path(out) / "a.onnx"),
             calibrate_method=CalibrationMethod.Entropy, extra_options={"symmetric": True},
         )  # fmt: skip
-        calibrator.collect_data(reader(images))
+        calibrator.collect_data(reader(model, images))
         calibrator.compute_data()
 
 
@@ -157,8 +190,10 @@ def theirs(model: Path, images: int) -> None:
 
     with tempfile.TemporaryDirectory() as out:
         quantize_static(
-            str(model), str(Path(out) / "q.onnx"), reader(images), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.Entropy,
+            str(model), str(Path(out) / "q.onnx"), reader(model, images),
+            quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Entropy,
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
         )  # fmt: skip
 
@@ -199,6 +234,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=960, help="images of the large run")
     parser.add_argument("--ranges", default="auto", help="range method of the memory runs")
     parser.add_argument("--entropy", type=int, default=128, help="images of the speed comparison; 0 leaves it out")
+    parser.add_argument("--lite0", action="store_true", help="EfficientNet-Lite0 and photographs, speed alone")
     parser.add_argument("--child", nargs=4, metavar=("WHO", "MODEL", "IMAGES", "RANGES"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -221,18 +257,27 @@ def main() -> None:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "onnx", "numpy"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {libraries}")
     with tempfile.TemporaryDirectory() as folder:
-        model = str(Path(folder) / "resnet18.onnx")
-        export(Path(model))
+        model = str(Path(folder) / "model.onnx")
+        if given.lite0:
+            lite0(Path(model), given.entropy)
+        else:
+            export(Path(model))
         prepared = str(Path(folder) / "prepared.onnx")
         ir.save(canonical(Path(model)), prepared)
-        few = fresh("--child", "ours", model, str(given.few), given.ranges)
-        many = fresh("--child", "ours", model, str(given.many), given.ranges)
-        for count, found in ((given.few, few), (given.many, many)):
-            peak, seconds = found["peak_mb"], found["seconds"]
-            print(f"memory, {given.ranges}, {count} images: peak RssAnon {peak:.0f} MB, {seconds:.1f} s")
-        print(f"memory ratio {given.many}/{given.few}: {many['peak_mb'] / few['peak_mb']:.3f}")
+        if not given.lite0:
+            memory(model, given)
         if given.entropy:
             compare(model, prepared, str(given.entropy))
+
+
+def memory(model: str, given: argparse.Namespace) -> None:
+    """Print the peaks of a few and of many images, and their ratio."""
+    few = fresh("--child", "ours", model, str(given.few), given.ranges)
+    many = fresh("--child", "ours", model, str(given.many), given.ranges)
+    for count, found in ((given.few, few), (given.many, many)):
+        peak, seconds = found["peak_mb"], found["seconds"]
+        print(f"memory, {given.ranges}, {count} images: peak RssAnon {peak:.0f} MB, {seconds:.1f} s")
+    print(f"memory ratio {given.many}/{given.few}: {many['peak_mb'] / few['peak_mb']:.3f}")
 
 
 def compare(model: str, prepared: str, images: str) -> None:

@@ -57,6 +57,30 @@ class DeviceProfile(Spec):
                 "pick a device that lists int8: `edgecnn devices list`",
             )
 
+    def require_nms(self, nms: str) -> None:
+        """Refuse a suppression inside the graph that nothing on this device runs.
+
+        Raises:
+            EdgeError: always then; it says what does run there.
+        """
+        match nms, self.backend:
+            case ("none", _) | ("onnx", "onnxruntime" | "openvino") | ("tensorrt", "tensorrt"):
+                return
+            case "onnx", "tensorrt":
+                why = "its INT8 engines take no NonMaxSuppression, whose outputs have data-dependent shapes"
+            case "onnx", _:
+                why = "TensorRT for RTX parses NonMaxSuppression and then has no kernel for it"
+            case _, "tensorrt-rtx":
+                why = "TensorRT for RTX has no plugins, and EfficientNMS_TRT is one"
+            case _:
+                why = f"EfficientNMS_TRT is a plugin of TensorRT, and this device runs {self.backend}"
+        fits = {"onnxruntime": "none or onnx", "openvino": "none or onnx", "tensorrt": "none or tensorrt"}
+        raise EdgeError(
+            f"`export.nms: {nms}` does not go with device `{self.name}`: {why}",
+            f"write `export.nms: {fits.get(self.backend, 'none')}`; with `none` boxes are suppressed in numpy, after"
+            " the engine",
+        )
+
     @field_validator("compute_capability", mode="before")
     @classmethod
     def _as_text(cls, value: object) -> object:

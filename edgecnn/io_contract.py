@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from edgecnn.errors import EdgeError
-from edgecnn.recipe import Normalization, Task
+from edgecnn.recipe import Normalization, SuppressSpec, Task
 from edgecnn.spec import Spec
 
 KEY = "edgecnn.io"
@@ -47,6 +47,7 @@ class IoContract(Spec):
     normalization_inside: bool
     outputs: tuple[OutputContract, ...]
     classes: tuple[str, ...]
+    nms: SuppressSpec | None = None  # a detector's suppression inside the graph; None: boxes and scores are raw
 
     def feed(self, images: Any) -> dict[str, Any]:
         """uint8 NHWC images (N, H, W, C), RGB or gray → the model's input by name, in its layout, dtype and range."""

@@ -8,7 +8,7 @@ from edgecnn.errors import EdgeError
 from edgecnn.families.export import export
 from edgecnn.gate import Evidence, verdict
 from edgecnn.needs import check_calibration
-from edgecnn.quantize import quantize, typed_float
+from edgecnn.quantize import quantize, suppress, typed_float
 from edgecnn.recipe import Recipe
 from edgecnn.recipe_file import load_device
 from edgecnn.report import CompiledFor, Report, read_report
@@ -24,7 +24,7 @@ def float_model(recipe: Recipe, store: Store) -> tuple[Artifact, Artifact, Artif
     check_calibration(recipe.quantize, data)
     teacher = store.stage("teacher", train, recipe.teacher, recipe.data, data, None) if recipe.teacher else None
     model = store.stage("train", train, recipe.student, recipe.data, data, teacher)
-    plain = store.stage("export", export, recipe.export, recipe.model, model)
+    plain = store.stage("export", export, recipe.graph, recipe.model, model)
     return data, model, plain
 
 
@@ -32,17 +32,24 @@ def int8_model(
     name: str, recipe: Recipe, target: Target, store: Store, data: Artifact, model: Artifact, plain: Artifact
 ) -> Artifact:
     """Float ONNX → INT8 for one device: the quantizer and its recovery ladder."""
-    return store.stage(
+    int8 = store.stage(
         name, quantize, recipe.quantize, recipe.promise, target.scheme, kernels(target.scheme, target.facts),
         recipe.student, recipe.data, plain, model, data,
     )  # fmt: skip
+    return suppressing(name.replace("quantize", "nms-int8"), recipe, store, int8)
+
+
+def suppressing(name: str, recipe: Recipe, store: Store, model: Artifact) -> Artifact:
+    """The graph as it ships: a detector's with its suppression behind it, where the recipe asks for it."""
+    return store.stage(name, suppress, recipe.suppression, model) if recipe.suppression else model
 
 
 def build(recipe: Recipe, target: Target, store: Store) -> tuple[Report, Evidence]:
     """Take one recipe from labelled images to a verdict on one device."""
     data, model, plain = float_model(recipe, store)
     int8 = int8_model("quantize", recipe, target, store, data, model, plain)
-    floats = store.stage("float", typed_float, target.scheme, plain)  # FP16-typed for TensorRT
+    typed = store.stage("float", typed_float, target.scheme, plain)  # FP16-typed for TensorRT
+    floats = suppressing("nms-float", recipe, store, typed)
     base = store.stage("compile-float", target.compile, target.profile, target.facts, floats)
     engine = store.stage("compile-int8", target.compile, target.profile, target.facts, int8)
     reference = store.stage("score-reference", score_reference, recipe.score, plain, data)  # FP32, onnxruntime, here
@@ -69,6 +76,6 @@ def compile_beside(recipe: Recipe, name: str, store: Store) -> tuple[CompiledFor
 
 # The names that `--until` takes, in the order of the page.
 STAGES = (
-    "data", "teacher", "train", "export", "quantize", "float", "compile-float", "compile-int8", "score-reference",
-    "score-float", "score-int8", "speed", "verdict",
+    "data", "teacher", "train", "export", "quantize", "nms-int8", "float", "nms-float", "compile-float", "compile-int8",
+    "score-reference", "score-float", "score-int8", "speed", "verdict",
 )  # fmt: skip

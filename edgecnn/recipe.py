@@ -26,12 +26,13 @@ from edgecnn.spec import FILE_NAME, Spec
 
 __all__ = [
     "DETECTION_FORMATS", "DETECTION_METRICS", "IMAGENET", "BenchSpec", "Budgets", "DataFormat", "DataSpec",
-    "DistillSpec", "ExportSpec", "FamilyName", "MetricName", "ModelSpec", "Normalization", "Promise", "QatSpec",
-    "QuantizeSpec", "RangeMethod", "Recipe", "RecoverSpec", "RungName", "ScoreSpec", "Student", "Task", "TeacherSpec",
-    "TrainSpec",
+    "DistillSpec", "ExportSpec", "FamilyName", "MetricName", "ModelSpec", "NmsName", "Normalization", "Promise",
+    "QatSpec", "QuantizeSpec", "RangeMethod", "Recipe", "RecoverSpec", "RungName", "ScoreSpec", "Student",
+    "SuppressSpec", "Task", "TeacherSpec", "TrainSpec",
 ]  # fmt: skip
 
 RangeMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+NmsName = Literal["none", "onnx", "tensorrt"]
 MetricName = Literal["top1", "top5", "map50_95", "map50"]
 DETECTION_METRICS: tuple[MetricName, ...] = ("map50_95", "map50")
 # The recovery ladder, cheapest rung first.
@@ -39,11 +40,17 @@ RungName = Literal["ranges", "equalize", "bias", "clip", "adaround", "mixed", "q
 
 
 class ExportSpec(Spec):
-    """The ONNX file's input and batch. Normalization is always inside the graph; a detector's suppression never is."""
+    """The ONNX file's input and batch. Normalization is always inside the graph.
+
+    `nms`, of detectors: `none` answers boxes and scores, which edgecnn suppresses in numpy, alike on every device;
+    `onnx` ends the graph with NonMaxSuppression (onnxruntime, OpenVINO), `tensorrt` with the plugin EfficientNMS_TRT,
+    both by confidence, iou and max_detections of `score`.
+    """
 
     section: ClassVar[str] = "export"
     input: Literal["uint8-nhwc", "float01-nchw"] = "uint8-nhwc"
     batch: Literal["dynamic"] | PositiveInt = "dynamic"
+    nms: NmsName = "none"
 
 
 class RecoverSpec(Spec):
@@ -121,8 +128,21 @@ class ScoreSpec(Spec):
     max_detections: PositiveInt = 300  # on an image
 
 
+class SuppressSpec(Spec):
+    """Suppression inside the graph: by which operators, and the score section's numbers."""
+
+    section: ClassVar[str] = "nms"
+    by: Literal["onnx", "tensorrt"]
+    confidence: float
+    iou: float
+    max_detections: int
+
+
 class BenchSpec(Spec):
-    """Interleaved timing: until both `min_pairs` and `min_seconds`, doubled up to `max_seconds` while undecided."""
+    """Interleaved timing: until both `min_pairs` and `min_seconds`, doubled up to `max_seconds` while undecided.
+
+    `power_mode` and `lock_clocks` are a board's: set before it is timed, restored afterwards.
+    """
 
     section: ClassVar[str] = "bench"
     batch: PositiveInt = 1
@@ -186,6 +206,8 @@ class Recipe(Spec):
         if (self.score.metric in DETECTION_METRICS) != detect:
             fitting = "map50_95 or map50" if detect else "top1 or top5"
             raise ValueError(f"`score.metric: {self.score.metric}` is not for `task: {self.task}`; write {fitting}")
+        if self.export.nms != "none" and not detect:
+            raise ValueError(f"`export.nms: {self.export.nms}` is for `task: detect`; a classifier has no boxes")
         if detect and self.data.fit != "letterbox":
             raise ValueError(f"detectors take whole images: write `data.fit: letterbox`, not `{self.data.fit}`")
         if self.train.distill and (self.train.distill.method == "feature") != detect:
@@ -216,6 +238,19 @@ class Recipe(Spec):
                     f"`{section}.normalize` must have {channels} numbers for `data.color: {self.data.color}`"
                 )
         return self
+
+    @property
+    def graph(self) -> ExportSpec:
+        """What the export stage acts on: suppression comes last, behind the quantized graph."""
+        return self.export.model_copy(update={"nms": "none"})
+
+    @property
+    def suppression(self) -> SuppressSpec | None:
+        """What ends a detector's graph; None where numpy suppresses."""
+        score = self.score
+        return None if self.export.nms == "none" else SuppressSpec(
+            by=self.export.nms, confidence=score.confidence, iou=score.iou, max_detections=score.max_detections
+        )  # fmt: skip
 
     @property
     def student(self) -> Student:

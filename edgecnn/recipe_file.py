@@ -57,7 +57,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), device: str | None = N
     _resolve_paths(source)
     recipe = _validate(Recipe, source, overridden=tuple(o.split("=", 1)[0].strip() for o in overrides))
     for name_of_device in (recipe.device, *recipe.compile_for):
-        load_device(name_of_device)
+        load_device(name_of_device).require_nms(recipe.export.nms)
     return recipe
 
 

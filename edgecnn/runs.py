@@ -62,7 +62,7 @@ def _write(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        shutil.copyfile(evidence.plain.path / "model.onnx", partial / "model.onnx")
+        shutil.copyfile(evidence.base.path / "model.onnx", partial / "model.onnx")  # as it ships: `export.nms` in it
         shutil.copyfile(evidence.int8.path / "model.onnx", partial / "model.int8.onnx")
         for engine in (evidence.engine, *compiled):
             _copy_engine(engine, partial)

@@ -41,7 +41,8 @@ def score_detector(
     """Run every image, suppress, and bring the boxes back to the original images.
 
     Args:
-        runner: answers the contract's outputs: boxes (N, A, 4) x1 y1 x2 y2 in model pixels, scores (N, A, C).
+        runner: answers the contract's outputs: boxes (N, A, 4) x1 y1 x2 y2 in model pixels and scores (N, A, C), or
+            detections where the graph suppresses.
         images: uint8 NHWC, letterboxed. truth: gives the original sizes.
 
     Raises:
@@ -61,21 +62,47 @@ def score_detector(
 def answered(
     answers: Mapping[str, Any], contract: IoContract, number: int, box: Letterbox, spec: ScoreSpec
 ) -> tuple[Any, Any, Any]:
-    """(boxes in original pixels, scores, classes) of image `number` of a batch."""
+    """(boxes in original pixels, scores, classes) of image `number` of a batch.
+
+    Where the graph suppresses itself its detections are taken as they are, by its own thresholds.
+
+    Raises:
+        EdgeError: outputs of another shape, or values that aren't finite.
+    """
     by_meaning = {output.meaning: answers[output.name] for output in contract.outputs}
+    if contract.nms is not None:
+        return _suppressed(by_meaning, contract, number, box)
     boxes, scores = (np.asarray(by_meaning[part][number], np.float32) for part in ("boxes", "scores"))
     if boxes.shape != (len(scores), 4) or scores.shape[1] != len(contract.classes):
         raise EdgeError(
             f"the model answers boxes {boxes.shape} and scores {scores.shape} for {len(contract.classes)} classes"
         )
+    _require_finite(boxes, scores)
+    return detect(
+        boxes, scores, box, confidence=spec.confidence, iou=spec.iou, max_detections=spec.max_detections
+    )  # fmt: skip
+
+
+def _suppressed(outputs: Mapping[str, Any], contract: IoContract, number: int, box: Letterbox) -> tuple[Any, Any, Any]:
+    """The rows of image `number` that the graph's own suppression filled."""
+    count = int(np.asarray(outputs["num_detections"][number]).reshape(-1)[0])
+    boxes, scores = (np.asarray(outputs[f"detection_{part}"][number], np.float32) for part in ("boxes", "scores"))
+    classes = np.asarray(outputs["detection_classes"][number], np.int64)
+    if boxes.shape != (len(scores), 4) or not 0 <= count <= len(scores):
+        raise EdgeError(f"the model answers {count} detections in boxes {boxes.shape} and scores {scores.shape}")
+    boxes, scores, classes = boxes[:count], scores[:count], classes[:count]
+    if count and not (classes.min() >= 0 and classes.max() < len(contract.classes)):
+        raise EdgeError(f"the model answers class {classes.max()}, and has {len(contract.classes)} classes")
+    _require_finite(boxes, scores)
+    return box.to_image(boxes), scores, classes
+
+
+def _require_finite(boxes: Any, scores: Any) -> None:
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise EdgeError(
             "the model's boxes or scores are not finite",
             "a NaN or infinity is in the weights, or a scale or an FP16 part overflows",
         )
-    return detect(
-        boxes, scores, box, confidence=spec.confidence, iou=spec.iou, max_detections=spec.max_detections
-    )  # fmt: skip
 
 
 def coco_figures(found: Detections, truth: Boxes, classes: tuple[str, ...]) -> CocoFigures:

@@ -65,7 +65,8 @@ class Offline:
     @decided_by("onnxruntime", "onnxruntime-gpu")
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target. The graph evaluated in float, which stands for the device and is marked `simulated`."""
-        score_file(out, spec, engine.path / "model.onnx", data.path, backend=None, simulate=True)
+        model = engine.path / "model.onnx"
+        score_file(out, spec, _without_plugin(model, out) or model, data.path, backend=None, simulate=True)
 
     def time_pairs(self, out: Path, spec: BenchSpec, facts: DeviceFacts, base: Artifact, engine: Artifact) -> None:
         """See Target. Measures nothing and says so."""
@@ -113,15 +114,31 @@ class Offline:
 
             passed = trt_rules.refuse(graph)
             checks.append(EngineCheck(f"TensorRT {self.profile.tensorrt_rules} rules", True, passed))
+        unseen = ""
         if version := trt.installed("tensorrt-rtx"):
-            jobs.parse(out, "tensorrt-rtx", graph)
+            front = _without_plugin(graph, out)
+            jobs.parse(out, "tensorrt-rtx", front or graph)
             checks.insert(0, EngineCheck(f"TensorRT for RTX {_short(version)} parser", True, "accepted"))
+            unseen = "; the parser here has no plugins and saw the graph in front of EfficientNMS_TRT" if front else ""
         else:
             checks.insert(0, EngineCheck("TensorRT for RTX parser", None, f"not done: {trt.INSTALL['tensorrt-rtx']}"))
         engine_io.write_engine(
             out, self.profile, quantized, built=False, runnable=False, checks=tuple(checks),
-            note="engine: not built (no board)",
+            note=f"engine: not built (no board){unseen}",
         )  # fmt: skip
+
+
+def _without_plugin(graph: Path, out: Path) -> Path | None:
+    """The graph in front of its suppression plugin, in a scratch folder of the stage; None where it has none."""
+    from edgecnn.quantize.suppression import bare
+
+    content = bare(graph)
+    if content is None:
+        return None
+    scratch = out / "resume"  # removed by the store
+    scratch.mkdir(exist_ok=True)
+    (scratch / graph.name).write_bytes(content)
+    return scratch / graph.name
 
 
 def _short(version: str) -> str:

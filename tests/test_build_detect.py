@@ -10,8 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from dots import write_dots
+
+from edgecnn.io_contract import read_contract
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 if find_spec("ultralytics") is None:
@@ -57,6 +61,7 @@ def test_from_boxes_to_a_verdict(tmp_path: Path) -> None:
     assert not any(layer["int8"] for layer in head)
     again = json.loads(edgecnn(tmp_path, "build", "dots.yaml", "--json").stdout)
     assert again["made"] == []
+    suppressing_in_the_graph(tmp_path, tmp_path / again["run"])
     run = Path(again["run"])
     for name in ("model.onnx", "model.int8.onnx", "report.html", "outcomes.npz"):
         assert (tmp_path / run / name).exists(), name
@@ -64,6 +69,31 @@ def test_from_boxes_to_a_verdict(tmp_path: Path) -> None:
     checked = edgecnn(tmp_path, "check", str(run), "--baseline", "b.zip", "--json")
     found = {check["name"]: check for check in json.loads(checked.stdout)["checks"]}
     assert found["max_regression"]["measured"] == 0.0
+
+
+def suppressing_in_the_graph(folder: Path, plain: Path) -> None:
+    """With `export.nms` the quantized graph is the kept one, and the same boxes come out of it."""
+    inside = json.loads(edgecnn(folder, "build", "dots.yaml", "--json", "--set", "export.nms=onnx").stdout)
+    assert not {"data", "train", "export", "quantize"} & set(inside["made"])
+    for name in ("model.onnx", "model.int8.onnx"):
+        contract = read_contract(folder / inside["run"] / name)
+        assert contract is not None
+        assert contract.nms is not None
+    with np.load(plain / "outcomes.npz") as ours, np.load(folder / inside["run"] / "outcomes.npz") as theirs:
+        assert ours.files == theirs.files
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours.files)
+        assert len(ours["int8_scores"])
+    board = ("--device", "jetson-orin-nano", "--set", "export.nms=tensorrt")
+    built = edgecnn(folder, "build", "dots.yaml", "--json", *board)
+    assert built.returncode == 3, built.stderr
+    document = json.loads(built.stdout)
+    (engine,) = [check for check in document["report"]["checks"] if check["name"] == "engine"]
+    assert "TensorRT 10.3 rules: passed" in engine["detail"]
+    if find_spec("tensorrt_rtx") is not None:
+        assert "saw the graph in front of EfficientNMS_TRT" in engine["detail"]
+        assert "parser: passed" in engine["detail"]
+    typed = onnx.load(folder / document["run"] / "model.int8.typed.onnx")
+    assert typed.graph.node[-1].op_type == "EfficientNMS_TRT"
 
 
 def test_a_budget_against_a_detector_that_finds_nothing_is_refused(tmp_path: Path) -> None:

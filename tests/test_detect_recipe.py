@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from edgecnn.device import DeviceProfile
+from edgecnn.errors import EdgeError
 from edgecnn.needs import needs
-from edgecnn.recipe import Recipe
+from edgecnn.recipe import Recipe, SuppressSpec
 from edgecnn.recipe_file import load_device, load_recipe
 
 BASE: dict[str, Any] = {
@@ -41,7 +42,7 @@ def test_defaults_of_a_detector() -> None:
         ({"score": {"metric": "top1"}}, "`score.metric: top1` is not for `task: detect`"),
         ({"data": {"fit": "crop"}}, "write `data.fit: letterbox`"),
         ({"model": {"normalize": "imagenet"}}, "leave `normalize` out"),
-        ({"export": {"nms": "onnx"}}, "nms"),
+        ({"export": {"nms": "numpy"}}, "export.nms"),
         (
             {
                 "teacher": {**BASE["model"], "name": "yolov8s", "weights": "yolov8s.pt"},
@@ -55,6 +56,45 @@ def test_contradictions_are_refused(sections: dict[str, Any], words: str) -> Non
     with pytest.raises(ValidationError) as caught:
         changed(**sections)
     assert words in str(caught.value)
+
+
+def test_suppression_in_the_graph_takes_the_numbers_of_score() -> None:
+    assert changed().suppression is None
+    recipe = changed(export={"nms": "onnx"}, score={"confidence": 0.25, "iou": 0.5, "max_detections": 20})
+    assert recipe.suppression == SuppressSpec(by="onnx", confidence=0.25, iou=0.5, max_detections=20)
+    assert recipe.graph == changed().graph  # what is exported and quantized is the same
+
+
+def test_a_classifier_has_nothing_to_suppress() -> None:
+    with pytest.raises(EdgeError, match=r"`export\.nms: onnx` is for `task: detect`"):
+        load_recipe("quickstart", ["export.nms=onnx"], None)
+
+
+@pytest.mark.parametrize(
+    ("device", "nms", "write"),
+    [
+        ("rtx-4060", "onnx", "none"),
+        ("rtx-4060", "tensorrt", "none"),
+        ("cpu-x86", "tensorrt", "none or onnx"),
+        ("cpu-x86-openvino", "tensorrt", "none or onnx"),
+        ("jetson-orin-nano", "onnx", "none or tensorrt"),
+    ],
+)
+def test_a_device_refuses_suppression_that_it_cannot_run(device: str, nms: str, write: str) -> None:
+    for sets, given in (([f"export.nms={nms}"], device), ([f"export.nms={nms}", f"compile_for=[{device}]"], None)):
+        with pytest.raises(EdgeError) as caught:
+            load_recipe("yolov8n_jetson" if given else "bccd_yolov8n_cpu", sets, given)
+        if given or nms == "onnx":  # else the recipe's own device refuses first
+            assert f"`export.nms: {nms}` does not go with device `{device}`" in caught.value.message
+            assert f"write `export.nms: {write}`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("device", "nms"),
+    [("cpu-x86", "onnx"), ("cpu-x86-openvino", "onnx"), ("jetson-orin-nano", "tensorrt"), ("rtx-4060", "none")],
+)
+def test_a_device_takes_suppression_that_it_runs(device: str, nms: str) -> None:
+    assert load_recipe("yolov8n_jetson", [f"export.nms={nms}", "compile_for=[]"], device).export.nms == nms
 
 
 def test_the_plan_of_the_jetson_recipe_names_all_that_is_missing(tmp_path: Any, monkeypatch: Any) -> None:

@@ -57,6 +57,8 @@ class TensorRT:
             raise EdgeError(f"{TITLES[name]} is not usable here: {error}", INSTALL[name]) from error
         self.name, self.title = name, TITLES[name]
         self.log = _logger(self.trt)
+        if name == "tensorrt":  # its own plugins, EfficientNMS_TRT among them; TensorRT for RTX has none
+            self.trt.init_libnvinfer_plugins(self.log, "")
 
     def version(self) -> str:
         """`TensorRT for RTX 1.7.1.116`."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import AttributeProto, NodeProto, TensorProto
 
 from edgecnn.backends.trt_graph import Graph, attribute, label, type_name
 from edgecnn.backends.trt_qdq_rules import is_qdq
@@ -33,7 +33,14 @@ OPERATORS = frozenset(
     Transpose Trilu Unsqueeze Upsample Where Xor
     """.split()  # noqa: SIM905  # a list of quoted names would hide the names
 )
-SUPPRESSION = frozenset({"NonMaxSuppression", "EfficientNMS_TRT", "EfficientNMS_ONNX_TRT", "BatchedNMSDynamic_TRT"})
+PLUGIN = "EfficientNMS_TRT"
+# What its creator reads (NVIDIA/TensorRT plugin/efficientNMSPlugin); `class_agnostic` may be left out.
+PLUGIN_ATTRIBUTES = {
+    "plugin_version": AttributeProto.STRING, "score_threshold": AttributeProto.FLOAT,
+    "iou_threshold": AttributeProto.FLOAT, "max_output_boxes": AttributeProto.INT,
+    "background_class": AttributeProto.INT, "score_activation": AttributeProto.INT, "box_coding": AttributeProto.INT,
+}  # fmt: skip
+SUPPRESSION = frozenset({"NonMaxSuppression", PLUGIN, "EfficientNMS_ONNX_TRT", "BatchedNMSDynamic_TRT"})
 SUBGRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 TYPES = frozenset(
     {
@@ -77,17 +84,35 @@ def ir_version(graph: Graph) -> Iterator[Finding]:
 
 
 def domains(graph: Graph) -> Iterator[Finding]:
-    """No operator of another domain."""
+    """No operator of another domain but the one plugin."""
     for node in graph.nodes:
-        if node.domain not in ("", "ai.onnx"):
+        if node.op_type != PLUGIN and node.domain not in ("", "ai.onnx"):
             yield label(node), f"operator {node.op_type} is of domain `{node.domain}`"
 
 
 def suppression(graph: Graph) -> Iterator[Finding]:
-    """No non-maximum suppression."""
+    """No non-maximum suppression but the plugin, with all that its creator reads."""
     for node in graph.nodes:
-        if node.op_type in SUPPRESSION:
+        if node.op_type == PLUGIN:
+            yield from ((label(node), f"{PLUGIN} {fault}") for fault in _plugin_faults(graph, node))
+        elif node.op_type in SUPPRESSION:
             yield label(node), f"{node.op_type} needs a plugin or data-dependent shapes that the engine may not have"
+
+
+def _plugin_faults(graph: Graph, node: NodeProto) -> Iterator[str]:
+    """What keeps the node from being the plugin of version 1: boxes (N, A, 4) and scores (N, A, C) → four outputs."""
+    inputs, outputs = [name for name in node.input if name], [name for name in node.output if name]
+    if (len(inputs), len(outputs)) != (2, 4):
+        yield f"has {len(inputs)} inputs and {len(outputs)} outputs; boxes and scores give four"
+    given = {one.name: one.type for one in node.attribute}
+    for name, kind in PLUGIN_ATTRIBUTES.items():
+        if given.get(name) != kind:
+            yield f"has no {AttributeProto.AttributeType.Name(kind)} attribute `{name}`"
+    if (version := attribute(node, "plugin_version", b"1")) != b"1":
+        yield f"is of version {version!r}; TensorRT has version 1"
+    for name in inputs:
+        if graph.types.get(name) not in (TensorProto.FLOAT, TensorProto.FLOAT16, None):
+            yield f"reads `{name}` of {type_name(graph.types[name])}; it takes FLOAT and FLOAT16"
 
 
 def subgraphs(graph: Graph) -> Iterator[Finding]:

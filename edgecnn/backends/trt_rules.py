@@ -55,8 +55,9 @@ RULES: tuple[Rule, ...] = (
     Rule("domain", "only operators of ONNX's default domain", f"{_OPERATORS_MD}: others need a plugin", graph.domains),
     Rule(
         "suppression",
-        "no non-maximum suppression",
-        "parses but has no runner in a lean build (seen on TensorRT for RTX 1.7)",
+        "no non-maximum suppression but the plugin EfficientNMS_TRT",
+        "NonMaxSuppression parses but has no runner in a lean build (seen on TensorRT for RTX 1.7); the plugin is in"
+        " TensorRT's own library: plugin/efficientNMSPlugin/README.md",
         graph.suppression,
     ),
     Rule("subgraph", "no If, Loop, Scan", f"{_OPERATORS_MD}: restricted; CNNs need none", graph.subgraphs),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract, read_contract
-from edgecnn.recipe import DataSpec, Promise, QuantizeSpec, Student
+from edgecnn.recipe import DataSpec, Promise, QuantizeSpec, Student, SuppressSpec
 from edgecnn.store import Artifact, decided_by
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgecnn.quantize.judge import Selected
     from edgecnn.quantize.judge_boxes import SelectedBoxes
 
-__all__ = ["check_onnx", "quantize", "quantize_model", "typed_float"]
+__all__ = ["check_onnx", "quantize", "quantize_model", "suppress", "typed_float"]
 
 
 @decided_by("onnx", "onnx-ir", "onnxruntime", "numpy", "torch")
@@ -73,6 +73,22 @@ def typed_float(out: Path, scheme: Scheme, plain: Artifact) -> None:
     from edgecnn.quantize.model import typed_file
 
     typed_file(out, scheme, plain.path / "model.onnx")
+
+
+@decided_by("onnx", "onnx-ir", "numpy")
+def suppress(out: Path, spec: SuppressSpec, model: Artifact) -> None:
+    """Stage: a detector's graphs, float or INT8, with suppression as their last step; quantize.json beside them.
+
+    Raises:
+        EdgeError: the model's contract has no boxes and scores.
+    """
+    from edgecnn.quantize.suppression import suppressed
+
+    for name in ("model.onnx", "typed.onnx"):
+        if (model.path / name).exists():
+            (out / name).write_bytes(suppressed(model.path / name, spec))
+    if (model.path / "quantize.json").exists():
+        (out / "quantize.json").write_bytes((model.path / "quantize.json").read_bytes())
 
 
 def quantize_model(

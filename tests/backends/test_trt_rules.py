@@ -244,6 +244,47 @@ def test_too_old_an_opset_is_refused_too(tmp_path: Path) -> None:
     assert "opset" in {one.rule.id for one in trt_rules.check(planted(tmp_path, old_opset))}
 
 
+def plugin(model: onnx.ModelProto) -> None:
+    """The suppression plugin as it should be."""
+    constant(model, "boxes", np.zeros((1, 4, 4), np.float32))
+    constant(model, "scores", np.zeros((1, 4, 2), np.float32))
+    model.opset_import.append(helper.make_opsetid("TRT", 1))
+    found = helper.make_node(
+        "EfficientNMS_TRT", ["boxes", "scores"], ["n", "b", "s", "k"], "planted", domain="TRT", plugin_version="1",
+        score_threshold=0.25, iou_threshold=0.5, max_output_boxes=100, background_class=-1, score_activation=0,
+        box_coding=0,
+    )  # fmt: skip
+    model.graph.node.append(found)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda node: node.input.append("scores"), "3 inputs and 4 outputs"),
+        (lambda node: node.output.pop(), "2 inputs and 3 outputs"),
+        (lambda node: node.attribute.pop(1), "no FLOAT attribute `score_threshold`"),
+        (lambda node: node.attribute[0].CopyFrom(helper.make_attribute("plugin_version", "2")), "of version b'2'"),
+    ],
+)
+def test_a_suppression_plugin_must_be_what_tensorrt_has(
+    tmp_path: Path, spoil: Callable[[onnx.NodeProto], object], words: str
+) -> None:
+    assert trt_rules.check(planted(tmp_path, plugin)) == []
+
+    def spoiled(model: onnx.ModelProto) -> None:
+        plugin(model)
+        attributes = {one.name: one for one in node(model, "planted").attribute}
+        ordered = [attributes.pop("plugin_version"), attributes.pop("score_threshold"), *attributes.values()]
+        copies = [onnx.AttributeProto.FromString(one.SerializeToString()) for one in ordered]
+        del node(model, "planted").attribute[:]
+        node(model, "planted").attribute.extend(copies)
+        spoil(node(model, "planted"))
+
+    (found,) = trt_rules.check(planted(tmp_path, spoiled))
+    assert (found.rule.id, found.node) == ("suppression", "planted")
+    assert words in found.words
+
+
 def test_a_float_weight_quantized_in_the_graph_may_be_per_channel(tmp_path: Path) -> None:
     def float_weight(model: onnx.ModelProto) -> None:
         constant(model, "w", np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1))

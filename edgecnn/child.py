@@ -167,7 +167,9 @@ class _LineTask:
         self.lines.send(task=self.name, done=done, total=self.total, text=text)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process when its stdin does: the parent is gone."""
+
     def wait() -> None:
         while os.read(0, 1024):
             pass
@@ -180,7 +182,7 @@ def serve(work: Callable[[Json], Json]) -> None:
     """The `__main__` of a child module: read the job, do the work, print the result or the error, exit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too and ends us in order
     lines = Lines()
-    _end_with_parent()
+    end_with_parent()
     job = json.loads(Path(sys.argv[1]).read_text())
     try:
         with progress.showing(lines):

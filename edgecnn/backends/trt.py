@@ -7,6 +7,7 @@ optimization profile, batch 1 to `max_batch`, tuned for batch 1.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -73,12 +74,15 @@ class TensorRT:
         _, network = self._network(model)
         return {"version": self.version(), "layers": network.num_layers}
 
-    def build(self, model: Path, engine: Path, *, compute_capability: str | None) -> dict[str, Any]:
+    def build(
+        self, model: Path, engine: Path, *, compute_capability: str | None, timing_cache: Path | None = None
+    ) -> dict[str, Any]:
         """Compile an ONNX file and write the engine.
 
         Args:
             compute_capability: the GPU to compile for, as `8.9` (TensorRT for RTX, which needs no GPU for it); None:
                 the GPU here.
+            timing_cache: what was timed in earlier builds on this GPU, and takes what is timed in this one.
 
         Raises:
             EdgeError: the parser or the builder refuses; their own words are told.
@@ -91,10 +95,14 @@ class TensorRT:
             config.set_compute_capability(self._capability(compute_capability), 0)
         if (profile := self._profile(builder, network)) is not None:
             config.add_optimization_profile(profile)
+        if timing_cache is not None:
+            self._take_timings(config, timing_cache)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise EdgeError(f"{self.version()} cannot build an engine from `{model.name}`: {self._complaint()}")
         engine.write_bytes(memoryview(plan))
+        if timing_cache is not None:
+            _keep_timings(config, timing_cache)
         seconds = time.monotonic() - start
         return {"version": self.version(), "layers": network.num_layers, "seconds": seconds}
 
@@ -167,6 +175,14 @@ class TensorRT:
                 sizes = [(batch, *shape[1:]) for batch in (1, 1, MAX_BATCH)]
                 profile.set_shape(tensor.name, *sizes)
         return profile if free else None
+
+    def _take_timings(self, config: Any, file: Path) -> None:
+        """Give the builder the timings of earlier builds; those of another GPU or version it refuses by itself."""
+        content = file.read_bytes() if file.exists() else b""
+        for given in (content, b"") if content else (b"",):
+            cache = config.create_timing_cache(given)
+            if cache is not None and config.set_timing_cache(cache, False):
+                return
 
     def _complaint(self) -> str:
         return str(self.log.errors[-1]) if self.log.errors else "it gave no reason"
@@ -244,6 +260,15 @@ class TrtRunner:
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(self.stream.ptr):
             raise EdgeError("the engine failed to run", "the end of the log beside the stage says why")
+
+
+def _keep_timings(config: Any, file: Path) -> None:
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(memoryview(cache.serialize()))
+    os.replace(partial, file)
 
 
 def _logger(trt: Any) -> Any:

@@ -1,0 +1,109 @@
+"""A model's answers to some of the scored images in one file: written on the board, read on the host.
+
+A detector's answers are nearly all background: of every image only the candidates are kept, the anchors of which some
+class's score is above the confidence that the metric asks (or isn't finite, which the host must see). The host puts
+zeros in place of the others, which no metric looks at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecnn.errors import EdgeError
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to images `rows` (int64, (n,), numbers in the scored split), by output name."""
+
+    rows: NDArray[np.int64]
+    outputs: Mapping[str, Any]  # (n, …), or where `anchors` are given (candidates, …)
+    offsets: NDArray[np.int64] | None = None  # (n + 1,): image i has candidates offsets[i] to offsets[i + 1]
+    anchors: NDArray[np.int64] | None = None  # (candidates,): their numbers
+    anchor_count: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, start: int, stop: int) -> dict[str, Any]:
+        """The model's outputs for images start..stop of these (positions, not numbers), each (stop - start, …)."""
+        if self.offsets is None or self.anchors is None:
+            return {name: values[start:stop] for name, values in self.outputs.items()}
+        found = {}
+        for name, values in self.outputs.items():
+            full = np.zeros((stop - start, self.anchor_count, *values.shape[1:]), values.dtype)
+            for place in range(start, stop):
+                part = slice(int(self.offsets[place]), int(self.offsets[place + 1]))
+                full[place - start, self.anchors[part]] = values[part]
+            found[name] = full
+        return found
+
+
+def dense(rows: Sequence[int], outputs: Mapping[str, Any]) -> Answers:
+    """All of the outputs, (n, …) each."""
+    return Answers(np.asarray(rows, np.int64), outputs)
+
+
+def candidates(rows: Sequence[int], outputs: Mapping[str, Any], scores: str, confidence: float) -> Answers:
+    """What a detector found: outputs (n, anchors, …), of which `scores` (n, anchors, classes) decides."""
+    values = np.asarray(outputs[scores])
+    if any(np.asarray(one).shape[:2] != values.shape[:2] for one in outputs.values()):
+        shapes = ", ".join(f"{name} {np.asarray(one).shape}" for name, one in outputs.items())
+        raise EdgeError(f"the detector's outputs do not have the same anchors: {shapes}")
+    wanted = (values > confidence).any(axis=-1)
+    for one in outputs.values():
+        finite = np.isfinite(np.asarray(one)).reshape(*values.shape[:2], -1).all(axis=-1)
+        wanted |= ~finite
+    images, anchors = np.nonzero(wanted)
+    offsets = np.searchsorted(images, np.arange(len(values) + 1)).astype(np.int64)
+    kept = {name: np.asarray(one)[images, anchors] for name, one in outputs.items()}
+    return Answers(np.asarray(rows, np.int64), kept, offsets, anchors.astype(np.int64), values.shape[1])
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """Answers one after the other."""
+    rows = np.concatenate([part.rows for part in parts])
+    outputs = {name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs}
+    if parts[0].offsets is None:
+        return Answers(rows, outputs)
+    counts = np.concatenate([np.diff(part.offsets) for part in parts if part.offsets is not None])
+    anchors = np.concatenate([part.anchors for part in parts if part.anchors is not None])
+    return Answers(rows, outputs, np.concatenate([[0], np.cumsum(counts)]), anchors, parts[0].anchor_count)
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Write one .npz; the same bytes for the same answers. Never half: it is renamed when it is whole."""
+    arrays = {f"output_{number}": np.asarray(values) for number, values in enumerate(answers.outputs.values())}
+    arrays |= {"rows": answers.rows, "names": np.asarray(list(answers.outputs), np.str_)}
+    if answers.offsets is not None and answers.anchors is not None:
+        arrays |= {"offsets": answers.offsets, "anchors": answers.anchors}
+        arrays["anchor_count"] = np.asarray(answers.anchor_count, np.int64)
+    partial = path.with_name(f"{path.stem}.partial.npz")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_answers(path: Path) -> Answers:
+    """Read what `write_answers` wrote.
+
+    Raises:
+        EdgeError: it isn't such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            outputs = {str(name): file[f"output_{number}"] for number, name in enumerate(file["names"])}
+            if "anchors" not in file:
+                return Answers(file["rows"], outputs)
+            return Answers(file["rows"], outputs, file["offsets"], file["anchors"], int(file["anchor_count"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise EdgeError(f"`{path}` holds no answers of a model: {error}", "score again") from error

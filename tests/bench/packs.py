@@ -19,7 +19,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,14 +112,17 @@ class BenchModel:
             labels = self.labels[: len(logits)] if numbers is None else self.labels[numbers[: len(logits)]]
             return float(np.mean(logits.argmax(1) == labels))
         order = range(len(outputs)) if numbers is None else [int(n) for n in numbers[: len(outputs)]]
-        size, overlap = self.contract.input.size[0], _OVERLAP[self.layout]
-        found = [
-            detect.detections(each[0], self.layout, self.fits[number], size, overlap)
-            for each, number in zip(outputs, order, strict=True)
-        ]
         return detect.mean_average_precision(
-            found, [self.truths[number] for number in order], [self.fits[number] for number in order]
+            self.detections(outputs, order), [self.truths[n] for n in order], [self.fits[n] for n in order]
         )
+
+    def detections(self, outputs: Outputs, numbers: Sequence[int]) -> list[np.ndarray]:
+        """A detector's boxes, (N, 6) an image: xyxy in the image's own pixels, score, class; see `detect`."""
+        size, overlap = self.contract.input.size[0], _OVERLAP[self.layout]
+        return [
+            detect.detections(each[0], self.layout, self.fits[number], size, overlap)
+            for each, number in zip(outputs, numbers, strict=True)
+        ]
 
     def agreement(self, reference: Outputs, outputs: Outputs) -> float:
         """Share of equal answers: the first class of images, or of the anchors that the float model scores 0.25 up."""

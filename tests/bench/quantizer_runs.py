@@ -18,6 +18,7 @@ import onnx_ir as ir
 from packs import BenchModel, Outputs
 
 from edgecnn.backends.trt_rules import check
+from edgecnn.detect import Detections
 from edgecnn.quantize.coverage import macs
 from edgecnn.quantize.placement import LAYERS, Graph
 from edgecnn.quantize.sessions import observe
@@ -72,6 +73,9 @@ PEERS = (
 )
 
 
+FLOAT = Tool("float", "float", "")
+
+
 def environment(peer: str, folder: Path) -> Path:
     """The peer's Python; its virtual environment is made where it is missing."""
     home = folder / peer
@@ -108,6 +112,9 @@ def measured(bench: BenchModel, tool: Tool, draw: int, given: Any, reference: Ou
             chosen.append(numbers)
     numbers = np.concatenate(chosen)
     exact = _chosen(bench, reference, numbers)
+    if bench.task == "detect":
+        save_detections(bench, exact, numbers, result_path(bench.name, FLOAT, draw, given))
+        save_detections(bench, outputs, numbers, result_path(bench.name, tool, draw, given))
     return {
         "model": bench.name, "tool": tool.name, "draw": draw, "images": len(numbers),
         "float": bench.metric(exact, numbers), "metric": bench.metric(outputs, numbers),
@@ -195,6 +202,27 @@ def _dequantized(value: ir.Value | None) -> bool:
     if producer.op_type in ("Resize", *_PASSING):
         return all(_dequantized(v) for v in (producer.inputs if producer.op_type == "Concat" else producer.inputs[:1]))
     return producer.op_type == "DequantizeLinear"
+
+
+def save_detections(bench: BenchModel, outputs: Outputs, numbers: np.ndarray, result: Path) -> None:
+    """Keep the boxes of the images `numbers` beside the result, sorted by image, for paired comparisons."""
+    order = np.argsort(numbers)
+    found = bench.detections([outputs[int(n)] for n in order], [int(numbers[n]) for n in order])
+    result.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        result.with_suffix(".npz"), numbers=numbers[order], counts=[len(rows) for rows in found],
+        rows=np.concatenate([np.zeros((0, 6)), *found]),
+    )  # fmt: skip
+
+
+def kept_detections(result: Path) -> tuple[np.ndarray, Detections]:
+    """(numbers of the images, their boxes) as `save_detections` wrote them."""
+    with np.load(result.with_suffix(".npz")) as kept:
+        rows, counts, numbers = kept["rows"], kept["counts"], kept["numbers"]
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return numbers, Detections(
+        offsets, rows[:, :4].astype(np.float32), rows[:, 4].astype(np.float32), rows[:, 5].astype(np.int64)
+    )
 
 
 def result_path(bench: str, tool: Tool, draw: int, given: Any) -> Path:

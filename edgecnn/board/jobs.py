@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import hashlib
 import json
 import os
 import platform
@@ -195,15 +196,17 @@ class Board:
 
     async def _agent(self, shell: Shell, job: Json, out: Path | None) -> Json:
         """Run the agent with a job file, and fetch what it made. A job's folder goes once its result is here."""
-        name = secrets.token_hex(12)
-        folder = f"{ROOT}/jobs/{name}"
         content = {
             "protocol": PROTOCOL, "heartbeat_s": self.limits.heartbeat_s,
             "holder": f"{getpass.getuser()}@{platform.node()}", **job,
         }  # fmt: skip
+        text = json.dumps(content, sort_keys=True).encode()
+        # The same name for the same score: the agent goes on behind the answers that a cut one left in its folder.
+        name = hashlib.sha256(text).hexdigest()[:24] if job["do"] == "score" else secrets.token_hex(12)
+        folder = f"{ROOT}/jobs/{name}"
         try:
             await shell.files.make_folder(folder)
-            await shell.files.put_bytes(json.dumps(content).encode(), f"{folder}/job.json")
+            await shell.files.put_bytes(text, f"{folder}/job.json")
         except FileRefused as error:
             raise await refused(shell.files, self.host, error, "the job cannot be written to") from error
         command = f"python3 -u {ROOT}/agents/{self.agent.sha256}.pyz {name}"
@@ -266,12 +269,7 @@ class _Answer:
 
     def take(self, line: bytes) -> None:
         """One line of stdout; what isn't the agent's is passed over, a login shell's banner before it on a line too."""
-        try:
-            message = json.loads(line[max(0, line.find(b'{"')) :])
-        except ValueError:
-            return
-        if not isinstance(message, dict):
-            return
+        message = _message(line)
         shown = progress.current()
         if "task" in message:
             name = str(message["task"])
@@ -314,3 +312,16 @@ class _Answer:
         if ended.code == 2 and "No such file" in ended.log:
             raise JobFailed("agent-absent", "the agent is not on the board any more", said)
         raise JobFailed("no-answer", f"the agent ended with code {ended.code} and no answer", said)
+
+
+def _message(line: bytes) -> Json:
+    """The JSON object that ends a line; {} when there is none."""
+    start = line.find(b'{"')
+    while start >= 0:
+        try:
+            message: Json = json.loads(line[start:])
+        except ValueError:
+            start = line.find(b'{"', start + 1)
+        else:
+            return message
+    return {}

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,9 @@ CIPHERS = [
     "aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr",
     "chacha20-poly1305@openssh.com",
 ]  # fmt: skip
+HOST_KEYS = (
+    "ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "rsa-sha2-512", "rsa-sha2-256",
+)  # fmt: skip
 GLOBAL_KNOWN_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 USER_KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 
@@ -87,17 +91,53 @@ def login_of(address: Address, config: Path | None, limits: LinkLimits) -> Login
     if address.port:
         given["port"] = address.port
     try:
-        options = asyncssh.SSHClientConnectionOptions(**given)
+        options = asyncssh.SSHClientConnectionOptions(**given, client_keys=None)  # reads no keys
     except (asyncssh.Error, OSError, ValueError) as error:
         raise Unreachable(f"the SSH configuration for `{address.text}` cannot be used: {error}") from error
     files = _known_hosts(options)
-    arguments = {
+    arguments: dict[str, object] = {
         **given, "known_hosts": files, "encryption_algs": CIPHERS, "compression_algs": ["none"],
         "keepalive_interval": 0, "login_timeout": limits.connect_s, "connect_timeout": limits.connect_s,
         "x509_trusted_certs": None, "password": None, "agent_forwarding": False,
     }  # fmt: skip
+    if (keys := _identities(options)) is not None:
+        arguments |= {"client_keys": keys, "ignore_encrypted": True}
     key_name = options.host_key_alias or options.host
-    return Login(address, options.host, options.port, options.username, key_name, files, arguments)
+    login = Login(address, options.host, options.port, options.username, key_name, files, arguments)
+    if algorithms := _key_algorithms(login, options):
+        arguments["server_host_key_algs"] = algorithms
+    return login
+
+
+def _identities(options: asyncssh.SSHClientConnectionOptions) -> list[str] | None:
+    """The configured keys that are there, if not all are: ssh passes over the others, asyncssh ends at them.
+
+    Of a key that only the agent or a token has, the public half names which one is meant.
+    """
+    named = [Path(name).expanduser() for name in cast("list[str]", options.config.get("IdentityFile", []))]
+    if all(path.is_file() for path in named):
+        return None
+    there = [path if path.is_file() else path.with_name(f"{path.name}.pub") for path in named]
+    return [str(path) for path in there if path.is_file()]
+
+
+def _key_algorithms(login: Login, options: asyncssh.SSHClientConnectionOptions) -> list[str]:
+    """Kinds of host keys, those that are known of this host first; empty: asyncssh's own choice.
+
+    asyncssh would ask for the known ones alone, and a board set up anew without one of them would just hang up.
+    """
+    trusted, authorities = _known(login)
+    if authorities or not trusted or options.config.get("HostKeyAlgorithms"):
+        return []
+    known = [name.decode() for key in trusted for name in key.sig_algorithms]
+    return [*dict.fromkeys([*(name for name in known if name in HOST_KEYS), *HOST_KEYS])]
+
+
+def _known(login: Login) -> tuple[Sequence[asyncssh.SSHKey], Sequence[asyncssh.SSHKey]]:
+    """(trusted keys, trusted authorities) of this host."""
+    port = None if login.port == 22 else login.port
+    trusted, authorities, *_ = asyncssh.match_known_hosts(login.known_hosts, login.key_name, "", port)
+    return trusted, authorities
 
 
 def _known_hosts(options: asyncssh.SSHClientConnectionOptions) -> list[str]:
@@ -154,8 +194,7 @@ def refusal_of(error: Exception, login: Login, limits: LinkLimits) -> Unreachabl
 
 def _trusted(login: Login) -> bool:
     """Whether a key of this host is known."""
-    port = None if login.port == 22 else login.port
-    trusted, authorities, *_ = asyncssh.match_known_hosts(login.known_hosts, login.key_name, "", port)
+    trusted, authorities = _known(login)
     return bool(trusted or authorities)
 
 

@@ -128,7 +128,6 @@ class Sshd:
 
     def start(self) -> None:
         """Start the server and wait until it accepts."""
-        sftp = next((path for path in SFTP_SERVERS if Path(path).exists()), "internal-sftp")
         exports = {
             "HOME": str(self.home), "EDGECNN_TEST_BOARD": self.mark, "PATH": f"{self.bin}:{SYSTEM_PATH}",
             "SHELL": self.shell, **self.environment,
@@ -143,12 +142,8 @@ class Sshd:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
         config = self.folder / "sshd_config"
-        config.write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\nPidFile {self.folder}/pid\n"
-            f"AuthorizedKeysFile {self.folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-            "KbdInteractiveAuthentication no\nAuthenticationMethods publickey\nPermitTTY no\nUseDNS no\n"
-            f"MaxStartups 100\nSubsystem sftp {sftp}\nForceCommand {entry}\n"
-        )
+        if not config.exists():
+            config.write_text(self._settings())
         sshd = program("sshd")
         assert sshd is not None
         self.process = subprocess.Popen(
@@ -163,6 +158,20 @@ class Sshd:
             assert self.process.poll() is None, f"sshd ended: {(self.folder / 'sshd.log').read_text()}"
             time.sleep(0.05)
         raise AssertionError("sshd does not answer")
+
+    def _settings(self) -> str:
+        sftp = next((path for path in SFTP_SERVERS if Path(path).exists()), "internal-sftp")
+        return (
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\nPidFile {self.folder}/pid\n"
+            f"AuthorizedKeysFile {self.folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+            "KbdInteractiveAuthentication no\nAuthenticationMethods publickey\nPermitTTY no\nUseDNS no\n"
+            f"MaxStartups 100\nSubsystem sftp {sftp}\nForceCommand {self.folder}/enter\n"
+        )
+
+    def restart(self) -> None:
+        """Start it again, after a change of its settings; its sessions end."""
+        self.stop()
+        self.start()
 
     def processes(self) -> dict[int, str]:
         """Every living process of the board's sessions, detached ones too: pid and command line."""

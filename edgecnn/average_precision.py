@@ -63,6 +63,17 @@ class Matches:
         mean: Floats = total / np.maximum(known.sum(axis=1), 1)
         return mean
 
+    def precisions(self, iou: float) -> Floats:
+        """Precision (101,) at the recalls 0, 0.01, …, 1, the mean of the classes that have boxes.
+
+        Each class's is its envelope, the best precision at this recall or a higher one, 0 past the last it reaches: the
+        curve's mean is the mean average precision at this overlap, one of THRESHOLDS.
+        """
+        number = int(np.flatnonzero(np.isclose(THRESHOLDS, iou))[0])
+        curves = [_class_curve(kind, number) for kind in self.classes if kind.truths.any()]
+        mean: Floats = np.mean(curves, axis=0) if curves else np.zeros(len(RECALLS))
+        return mean
+
 
 @dataclass(frozen=True)
 class MapDrop:
@@ -194,3 +205,13 @@ def _class_ap(kind: ClassMatches, weights: Floats) -> Floats:
         steps = np.diff(reached, prepend=0, axis=1)
         result[:, number] += (envelope * steps).sum(axis=1) / len(RECALLS)
     return result
+
+
+def _class_curve(kind: ClassMatches, number: int) -> Floats:
+    """(101,): the precision envelope of one class at the recalls, at the `number`th overlap."""
+    right = np.cumsum(kind.right[number])
+    seen = np.cumsum(~kind.ignored[number])
+    precision = np.divide(right, seen, out=np.zeros(len(seen)), where=seen > 0)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    reached = np.searchsorted(right / kind.truths.sum(), RECALLS, side="left")
+    return np.append(envelope, 0.0)[reached]

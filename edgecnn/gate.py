@@ -12,6 +12,7 @@ from edgecnn.device import DeviceFacts, DeviceProfile
 from edgecnn.latency_rule import MIN_PAIRS
 from edgecnn.recipe import Budgets, Recipe
 from edgecnn.report import Check, Conditions, Report, State, as_json, now, write_atomically
+from edgecnn.report.box_figures import box_parts
 from edgecnn.report.evidence import (
     Array,
     Classified,
@@ -41,6 +42,7 @@ def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: 
     measured = read_evidence(evidence)
     float_name = "FP16" if profile.scheme.islands == "float16" else "FP32"
     figures = all_figures(measured, float_name)
+    curve, changed = box_parts(measured.answers, measured.classes)
     return Report(
         recipe=recipe.name,
         run=run,
@@ -56,6 +58,8 @@ def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: 
         layers=measured.layers,
         ladder=ladder(measured.quantize),
         distribution=distribution(measured.float_ms, measured.int8_ms, float_name, "INT8"),
+        curve=curve,
+        changed=changed,
         notes=_notes(profile, facts, measured, {figure.name: figure.value for figure in figures}),
     )
 

@@ -95,13 +95,15 @@ def score_here(
     images = data_room.images(data, "scored") if images is None else images
     if contract.task == "detect":
         from edgecnn.data.boxes import boxes
+        from edgecnn.host_latency import HostTimes
         from edgecnn.score_boxes import score_detector, write_detections
 
-        truth = boxes(data, "scored")
-        found = score_detector(runner, contract, images, truth, spec)
+        truth, times = boxes(data, "scored"), HostTimes()
+        found = score_detector(runner, contract, images, truth, spec, times)
         write_detections(
-            out, found, truth, contract.classes, spec, how=how, simulated=simulate, seconds=time.monotonic() - start
-        )
+            out, found, truth, contract.classes, spec, how=how, simulated=simulate, seconds=time.monotonic() - start,
+            host=times.document(contract, truth),
+        )  # fmt: skip
         return
     scored = score_runner(runner, contract, images, data_room.labels(data, "scored"), spec)
     write_score(out, scored, spec, how=how, simulated=simulate, seconds=time.monotonic() - start)

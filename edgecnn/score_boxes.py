@@ -23,6 +23,7 @@ from edgecnn.score import answered_batches
 if TYPE_CHECKING:
     from edgecnn.backends import Runner
     from edgecnn.feeding import ImageBatches
+    from edgecnn.host_latency import HostTimes
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,16 @@ class CocoFigures:
 
 
 def score_detector(
-    runner: Runner, contract: IoContract, images: ImageBatches, truth: Boxes, spec: ScoreSpec
-) -> Detections:
+    runner: Runner, contract: IoContract, images: ImageBatches, truth: Boxes, spec: ScoreSpec,
+    times: HostTimes | None = None,
+) -> Detections:  # fmt: skip
     """Run every image, suppress, and bring the boxes back to the original images.
 
     Args:
         runner: answers the contract's outputs: boxes (N, A, 4) x1 y1 x2 y2 in model pixels and scores (N, A, C), or
             detections where the graph suppresses.
         images: uint8 NHWC, letterboxed. truth: gives the original sizes.
+        times: takes how long suppression lasts, where it is not the graph's own.
 
     Raises:
         EdgeError: images and labels differ in number, outputs of another shape, or values that aren't finite.
@@ -55,7 +58,10 @@ def score_detector(
     for numbers, answers in answered_batches(runner, contract, images, spec.batch):
         for row, number in enumerate(numbers):
             height, width = (int(side) for side in truth.sizes[number])
-            found.append(answered(answers, contract, row, Letterbox(height, width, contract.input.size), spec))
+            box = Letterbox(height, width, contract.input.size)
+            found.append(answered(answers, contract, row, box, spec))
+            if times is not None and contract.nms is None:
+                times.suppress(*raw_outputs(answers, contract, row), box, spec)
     return Detections.joined(found)
 
 
@@ -69,18 +75,29 @@ def answered(
     Raises:
         EdgeError: outputs of another shape, or values that aren't finite.
     """
-    by_meaning = {output.meaning: answers[output.name] for output in contract.outputs}
     if contract.nms is not None:
-        return _suppressed(by_meaning, contract, number, box)
+        outputs = {output.meaning: answers[output.name] for output in contract.outputs}
+        return _suppressed(outputs, contract, number, box)
+    boxes, scores = raw_outputs(answers, contract, number)
+    return detect(
+        boxes, scores, box, confidence=spec.confidence, iou=spec.iou, max_detections=spec.max_detections
+    )  # fmt: skip
+
+
+def raw_outputs(answers: Mapping[str, Any], contract: IoContract, number: int) -> tuple[Any, Any]:
+    """Boxes (A, 4) in pixels of the model's input and scores (A, C), float32, of image `number` of a batch.
+
+    Raises:
+        EdgeError: outputs of another shape, or values that aren't finite.
+    """
+    by_meaning = {output.meaning: answers[output.name] for output in contract.outputs}
     boxes, scores = (np.asarray(by_meaning[part][number], np.float32) for part in ("boxes", "scores"))
     if boxes.shape != (len(scores), 4) or scores.shape[1] != len(contract.classes):
         raise EdgeError(
             f"the model answers boxes {boxes.shape} and scores {scores.shape} for {len(contract.classes)} classes"
         )
     _require_finite(boxes, scores)
-    return detect(
-        boxes, scores, box, confidence=spec.confidence, iou=spec.iou, max_detections=spec.max_detections
-    )  # fmt: skip
+    return boxes, scores
 
 
 def _suppressed(outputs: Mapping[str, Any], contract: IoContract, number: int, box: Letterbox) -> tuple[Any, Any, Any]:
@@ -166,14 +183,14 @@ def _answers(found: Detections) -> list[dict[str, Any]]:
 
 def write_detections(
     out: Path, found: Detections, truth: Boxes, classes: tuple[str, ...], spec: ScoreSpec, *, how: str,
-    simulated: bool, seconds: float,
+    simulated: bool, seconds: float, host: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write outcomes.npz (detections of every image) and score.json."""
+    """Write outcomes.npz (detections of every image) and score.json; `host` is a `HostTimes.document`."""
     np.savez(out / "outcomes.npz", offsets=found.offsets, boxes=found.boxes, scores=found.scores, classes=found.classes)
     figures = asdict(coco_figures(found, truth, classes))
     content = {
         "metric": spec.metric, "value": figures[spec.metric], "unit": "fraction", "n": len(found), "how": how,
-        "simulated": simulated, "seconds": round(seconds, 3), "coco": figures,
+        "simulated": simulated, "seconds": round(seconds, 3), "coco": figures, "host": host,
     }  # fmt: skip
     (out / "score.json").write_text(json.dumps(content, indent=1))
 

@@ -94,6 +94,29 @@ def test_equals_faster_coco_eval(seed: int, crowd: bool) -> None:
     assert np.allclose(ours, by_coco(truth, found, 7), atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("crowd", [False, True])
+@pytest.mark.parametrize("iou", [0.5, 0.75])
+def test_the_mean_of_the_curve_is_the_mean_average_precision(iou: float, crowd: bool) -> None:
+    truth, found = world(3, 60, 7, crowd=crowd)
+    matches = match(found, truth, 8)  # of the last class there are no boxes
+    curve = matches.precisions(iou)
+    at = int(np.flatnonzero(np.isclose(THRESHOLDS, iou))[0])
+    assert curve.shape == (101,)
+    assert (np.diff(curve) <= 1e-12).all()
+    assert curve.mean() == pytest.approx(np.nanmean(matches.ap(np.ones((1, 60)))[0, :, at]), abs=1e-12)
+
+
+def test_a_curve_of_hand_computed_precisions() -> None:
+    truth = labelled([[([0, 0, 10, 10], 0, False), ([20, 0, 30, 10], 0, False)]])
+    boxes = np.asarray([[0, 0, 10, 10], [50, 50, 60, 60], [20, 0, 30, 10]], np.float32)
+    found = Detections.joined([(boxes, np.asarray([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int64))])
+    curve = match(found, truth, 1).precisions(0.5)
+    assert curve[:51].tolist() == [1.0] * 51  # up to recall 0.5 the first box alone
+    assert curve[51:].tolist() == pytest.approx([2 / 3] * 50)
+    nothing = Detections.joined([(boxes[:0], np.zeros(0, np.float32), np.zeros(0, np.int64))])
+    assert not match(nothing, truth, 1).precisions(0.5).any()
+
+
 def test_one_box_found_at_an_overlap_of_0_8() -> None:
     truth = labelled([[([0, 0, 10, 10], 0, False)]])
     found = Detections.joined([

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError, computed_field, model_validator
 
 from edgecnn.errors import EdgeError
+from edgecnn.report.detection import ChangedImage, PrecisionRecall
 from edgecnn.report.ladder import Ladder
 from edgecnn.spec import Spec
 
@@ -162,6 +163,8 @@ class Report(Spec):
     layers: tuple[LayerError, ...] = ()
     ladder: Ladder | None = None
     distribution: Distribution | None = None
+    curve: PrecisionRecall | None = None  # of a detector, as are the images that changed most
+    changed: tuple[ChangedImage, ...] = ()
     compiled_for: tuple[CompiledFor, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -238,7 +241,8 @@ def write_report(report: Report, folder: Path, *, evidence: Evidence | None = No
     """Write report.json, report.md, junit.xml and report.html into `folder`, each replaced atomically.
 
     Args:
-        evidence: its per-image outcomes are written as outcomes.npz; a baseline needs them.
+        evidence: its per-image outcomes are written as outcomes.npz, which a baseline needs, and its scored images
+            are what the page shows of those that changed.
         strict: undecided checks are failures in junit.xml.
 
     Raises:
@@ -248,11 +252,13 @@ def write_report(report: Report, folder: Path, *, evidence: Evidence | None = No
     from edgecnn.report.html import as_html
     from edgecnn.report.junit import as_junit
     from edgecnn.report.markdown import as_markdown
+    from edgecnn.report.pictures import pictures
 
+    shown = pictures(evidence.data.path, report.changed) if evidence and report.changed else {}
     files = {
         "report.md": as_markdown(report).encode(),
         "junit.xml": as_junit(report, strict=strict).encode(),
-        "report.html": as_html(report).encode(),
+        "report.html": as_html(report, shown).encode(),
     }
     if evidence is not None:
         outcomes = collect_outcomes(

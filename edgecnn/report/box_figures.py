@@ -8,7 +8,9 @@ import numpy as np
 
 from edgecnn.average_precision import THRESHOLDS, map_drop
 from edgecnn.report import ClassAccuracy, Figure
-from edgecnn.report.evidence import BoxScores, Detected
+from edgecnn.report.detection import ChangedImage, PrecisionRecall, changed_images, precision_recall
+from edgecnn.report.evidence import Array, BoxScores, Classified, Detected
+from edgecnn.report.stage_files import HostPart, SpeedFile
 
 
 def box_figures(answers: Detected, coverage: str, float_name: str) -> Iterator[Figure]:
@@ -79,3 +81,52 @@ def class_precisions(answers: Detected, classes: tuple[str, ...]) -> tuple[Class
                 ClassAccuracy(name=name, images=images, float_accuracy=100 * first, int8_accuracy=100 * second)
             )
     return tuple(found)
+
+
+def box_parts(
+    answers: Classified | Detected, classes: tuple[str, ...]
+) -> tuple[PrecisionRecall | None, tuple[ChangedImage, ...]]:
+    """The curves of a detector and the images that changed most; nothing of a classifier."""
+    if not isinstance(answers, Detected):
+        return None, ()
+    curve = precision_recall(answers.reference.matches, answers.after.matches)
+    return curve, changed_images(answers.reference.found, answers.after.found, answers.truth, classes, answers.names)
+
+
+def split_figures(answers: Detected, speed: SpeedFile, float_ms: Array, int8_ms: Array) -> Iterator[Figure]:
+    """Where the time of one image goes: the letterbox and suppression on the host, and what they make with the engine.
+
+    The sum is of medians that were taken one after the other, and only where all of them are of one machine.
+    """
+    host = answers.after.file.host
+    if host is None:
+        return
+    sizes = f"{host.preprocess.images:,} images of the scored ones' sizes"
+    yield _milliseconds(
+        "preprocess_p50_ms", "Letterbox p50", host.preprocess.p50_ms,
+        f"decoded image to model input, {sizes}, without decoding · one image at a time, one thread · {host.hardware}",
+    )  # fmt: skip
+    if host.nms is None:
+        yield _milliseconds("nms_p50_ms", "NMS p50", None, "inside the engine's graph (`export.nms`): in its time")
+    else:
+        yield _milliseconds(
+            "nms_p50_ms", "NMS p50", host.nms.p50_ms,
+            f"numpy, on INT8's answers to {host.nms.images:,} images, confidence {host.nms.confidence:g} · one image at"
+            f" a time, one thread · {host.hardware}",
+        )  # fmt: skip
+    if speed.measured and speed.batch == 1 and speed.hardware == host.hardware:
+        for key, scores, ms in (("float", answers.before, float_ms), ("int8", answers.after, int8_ms)):
+            own = scores.file.host or host
+            total = host.preprocess.p50_ms + float(np.median(ms)) + (own.nms.p50_ms if own.nms else 0.0)
+            yield _whole(key, host, total)
+
+
+def _whole(key: str, host: HostPart, total: float) -> Figure:
+    title = f"{'INT8' if key == 'int8' else 'Float'}, letterbox to boxes"
+    return _milliseconds(
+        f"{key}_image_ms", title, total, f"sum of the medians of letterbox, engine and NMS · {host.hardware}"
+    )
+
+
+def _milliseconds(name: str, title: str, value: float | None, conditions: str) -> Figure:
+    return Figure(name=name, title=title, group="latency", value=value, unit="ms", conditions=conditions)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecnn.average_precision import Matches, match
+from edgecnn.data import read_index
 from edgecnn.data.boxes import Boxes, boxes
 from edgecnn.detect import Detections
 from edgecnn.errors import EdgeError
@@ -79,11 +80,13 @@ class Classified:
 
 @dataclass(frozen=True)
 class Detected:
-    """The same images searched by FP32 on the host, by the float engine and by INT8."""
+    """The same images searched by FP32 on the host, by the float engine and by INT8; their labelled boxes and names."""
 
     reference: BoxScores
     before: BoxScores
     after: BoxScores
+    truth: Boxes
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,10 @@ def _answers(evidence: Evidence) -> Classified | Detected:
     folders = (evidence.reference.path, evidence.before.path, evidence.after.path)
     if (evidence.data.path / "scored_boxes.npz").exists():
         truth = boxes(evidence.data.path, "scored")
-        classes = len(parsed(IndexFile, evidence.data.path / "index.json").classes)
-        return Detected(*(read_box_scores(folder, truth, classes) for folder in folders))
+        index = read_index(evidence.data.path)
+        reference, before, after = (read_box_scores(folder, truth, len(index.classes)) for folder in folders)
+        names = tuple(index.files[number] or f"image {number}" for number in index.splits["scored"])
+        return Detected(reference, before, after, truth, names)
     found = Classified(*(read_scores(folder) for folder in folders))
     for name, scores in (("score-float", found.before), ("score-int8", found.after)):
         if not np.array_equal(scores.label, found.reference.label):

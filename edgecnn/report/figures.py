@@ -8,7 +8,7 @@ import numpy as np
 
 from edgecnn import stats
 from edgecnn.report import ClassAccuracy, Distribution, Figure, Group, Unit
-from edgecnn.report.box_figures import box_figures, class_precisions
+from edgecnn.report.box_figures import box_figures, class_precisions, split_figures
 from edgecnn.report.evidence import Array, Classified, Detected, Measured, Scores, finite
 from edgecnn.report.ladder import Ladder, Rung
 from edgecnn.report.stage_files import QuantizeFile, SpeedFile
@@ -29,6 +29,7 @@ def all_figures(measured: Measured, float_name: str) -> tuple[Figure, ...]:
         *_quantization(measured),
         *_sizes(measured, float_name),
         *_latency(measured, float_name),
+        *_beside_engine(measured),
     )
 
 
@@ -188,6 +189,11 @@ def _sizes(measured: Measured, float_name: str) -> Iterator[Figure]:
     ):
         if engine.built and engine.engine and engine.size_bytes:
             yield _figure("size", name, title, engine.size_bytes / 1e6, "MB", f"{engine.engine} · {megabytes}")
+
+
+def _beside_engine(measured: Measured) -> Iterator[Figure]:
+    if isinstance(measured.answers, Detected):
+        yield from split_figures(measured.answers, measured.speed, measured.float_ms, measured.int8_ms)
 
 
 def _latency(measured: Measured, float_name: str) -> Iterator[Figure]:

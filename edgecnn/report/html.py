@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
@@ -51,8 +52,17 @@ class Scale:
     good_to: float
 
 
-def as_html(report: Report) -> str:
-    """The whole page."""
+@dataclass(frozen=True)
+class Split:
+    """Where the time of one image goes with one model: (step, milliseconds, percent of the longer bar)."""
+
+    name: str
+    total_ms: float
+    steps: tuple[tuple[str, float, float], ...]
+
+
+def as_html(report: Report, pictures: Mapping[int, str] | None = None) -> str:
+    """The whole page. `pictures`: `data:` addresses of the images that changed, by their numbers."""
     # Autoescape is what keeps a class or layer name from becoming markup.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string((resources.files("edgecnn.report") / "page.html").read_text(encoding="utf-8"))
@@ -70,6 +80,8 @@ def as_html(report: Report) -> str:
         worst=_worst(report.layers),
         float_layers=[layer for layer in report.layers if not layer.int8],
         figure=report.figure,
+        pictures=pictures or {},
+        splits=_splits(report),
     )
 
 
@@ -82,11 +94,32 @@ def _plots(report: Report) -> dict[str, Markup] | None:
     found = {}
     if report.classes:
         found["classes"] = plots.classes_svg(_most_changed(report.classes))
+    if report.curve:
+        found["precision"] = plots.precision_svg(report.curve)
     if report.distribution:
         found["latency"] = plots.latency_svg(report.distribution)
     if any(layer.sqnr_db is not None for layer in report.layers):
         found["layers"] = plots.layers_svg(report.layers)
     return {name: Markup(svg) for name, svg in found.items()}  # matplotlib escapes its texts
+
+
+def _splits(report: Report) -> list[Split]:
+    """Letterbox, engine and NMS of both models, where all were measured on one machine."""
+    found = []
+    for key in ("float", "int8"):
+        whole, engine = report.figure(f"{key}_image_ms"), report.figure(f"{key}_p50_ms")
+        before, behind = report.figure("preprocess_p50_ms"), report.figure("nms_p50_ms")
+        if not (whole and engine and before and behind and whole.value and engine.value and before.value):
+            return []
+        title = engine.title.split()[0]
+        steps = [("letterbox", before.value), (f"engine, {title}", engine.value)]
+        nms = whole.value - before.value - engine.value  # on this model's own answers
+        found.append((title, whole.value, steps + ([("NMS", nms)] if behind.value is not None else [])))
+    longest = max((total for _, total, _ in found), default=1.0)
+    return [
+        Split(name, total, tuple((step, ms, round(100 * ms / longest, 2)) for step, ms in steps))
+        for name, total, steps in found
+    ]
 
 
 def _tiles(report: Report) -> list[Tile]:

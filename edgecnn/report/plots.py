@@ -12,6 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from edgecnn.report import ClassAccuracy, Distribution, LayerError
+from edgecnn.report.detection import PrecisionRecall
 
 # Drawn in these colours, then replaced by the page's variables: matplotlib knows no `var(--…)`.
 INK, MUTED, GRID, FLOAT, INT8, SURFACE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
@@ -56,6 +57,26 @@ def classes_svg(classes: tuple[ClassAccuracy, ...]) -> str:
         axes.spines["left"].set_visible(False)
         _legend(axes)
         return _svg(figure, "Accuracy of each class, FP32 and INT8")
+
+
+def precision_svg(curve: PrecisionRecall) -> str:
+    """Precision over recall, FP32 and INT8."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "precision"}):
+        figure, axes = _axes(4.2)
+        recalls = np.linspace(0, 1, len(curve.float_precision))
+        for name, precision, color, width in (
+            ("FP32", curve.float_precision, FLOAT, 4.0), ("INT8", curve.int8_precision, INT8, 1.8),
+        ):  # fmt: skip
+            label = f"{name}, mAP{100 * curve.iou:.0f} {100 * float(np.mean(precision)):.1f} %"
+            axes.plot(recalls, precision, color=color, linewidth=width, label=label)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel(f"recall at IoU {curve.iou:g}")
+        axes.set_ylabel("precision, mean of the classes")
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.grid()
+        _legend(axes)
+        return _svg(figure, "Precision over recall, FP32 and INT8")
 
 
 def latency_svg(distribution: Distribution) -> str:

@@ -29,8 +29,25 @@ class CocoPart(_File):
     by_size: dict[str, float | None]
 
 
+class StepPart(_File):
+    """Milliseconds of one step beside the engine, one image at a time."""
+
+    images: int
+    p50_ms: float
+    p90_ms: float
+    confidence: float | None = None  # of suppression: what it was timed at
+
+
+class HostPart(_File):
+    """What a detector costs on the host beside its engine; `nms` None where the graph suppresses itself."""
+
+    hardware: str
+    preprocess: StepPart
+    nms: StepPart | None = None
+
+
 class ScoreFile(_File):
-    """score.json. `value` is a fraction of 1; `coco` is a detector's."""
+    """score.json. `value` is a fraction of 1; `coco` and `host` are a detector's."""
 
     metric: str
     value: float
@@ -38,6 +55,7 @@ class ScoreFile(_File):
     how: str
     simulated: bool
     coco: CocoPart | None = None
+    host: HostPart | None = None
 
 
 class SpeedFile(_File):

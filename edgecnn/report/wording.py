@@ -71,8 +71,8 @@ def number_text(value: float | None, unit: str) -> str:
 
 
 def metric_text(metric: str) -> str:
-    """`top-1` for `top1`."""
-    return metric.replace("top", "top-")
+    """`top-1` for `top1`, `mAP50-95` for `map50_95`."""
+    return metric.replace("top", "top-").replace("map", "mAP").replace("_", "-")
 
 
 def time_text(when: str) -> str:

@@ -80,7 +80,9 @@ def joined(parts: Sequence[Answers]) -> Answers:
 
 def write_answers(path: Path, answers: Answers) -> None:
     """Write one .npz; the same bytes for the same answers. Never half: it is renamed when it is whole."""
-    arrays = {f"output_{number}": np.asarray(values) for number, values in enumerate(answers.outputs.values())}
+    arrays: dict[str, Any] = {
+        f"output_{number}": np.asarray(values) for number, values in enumerate(answers.outputs.values())
+    }
     arrays |= {"rows": answers.rows, "names": np.asarray(list(answers.outputs), np.str_)}
     if answers.offsets is not None and answers.anchors is not None:
         arrays |= {"offsets": answers.offsets, "anchors": answers.anchors}

@@ -6,7 +6,7 @@ import sys
 MINIMUM = (3, 10)
 
 
-def main():
+def main() -> int:
     if sys.version_info[:2] < MINIMUM:
         have = ".".join(str(part) for part in sys.version_info[:2])
         answer = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from edgecnn import __version__
 from edgecnn.agent import sensors
 from edgecnn.agent.power import read_mode, read_modes
-from edgecnn.agent.programs import find, sys_root
+from edgecnn.agent.programs import boot_id, find, sys_root
 from edgecnn.agent.protocol import PROTOCOL, Cache, Json
 from edgecnn.backends import cpu, gpu, openvino, ort, trt
 from edgecnn.bench import read_clocks
@@ -51,11 +51,6 @@ def describe(cache: Cache) -> Json:
         "gpu_users": sensors.gpu_users(), "rsync": find("rsync") is not None,
         "load_average": os.getloadavg()[0],
     }  # fmt: skip
-
-
-def boot_id() -> str:
-    """Another one after every start of the board."""
-    return _text(Path("/proc/sys/kernel/random/boot_id"))
 
 
 def read_l4t(root: Path) -> str:

@@ -121,6 +121,11 @@ def take_in(cache: Cache, path: Path) -> tuple[str, int]:
     return digest, size
 
 
+def entry(path: Path) -> Json:
+    """How a job's result names a file of its `out/` folder."""
+    return {"name": path.name, "sha256": digest_of(path), "size": path.stat().st_size}
+
+
 def bound(cache: Cache, max_bytes: int, keep: Iterable[str] = ()) -> tuple[int, int, int]:
     """Remove what was used longest ago until at most `max_bytes` are kept; returns (dropped, freed, kept bytes).
 

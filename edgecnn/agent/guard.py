@@ -26,12 +26,12 @@ from edgecnn.agent.lock import Lock
 from edgecnn.agent.protocol import (
     HEARTBEAT_S,
     HOLDING,
-    JUDGED,
     Cache,
     Json,
     Refusal,
     answer_of,
     read_job,
+    sets_power,
 )
 from edgecnn.disk import FULL
 from edgecnn.errors import EdgeError
@@ -95,7 +95,7 @@ class _Guard:
                 lock = self._take_lock()
                 stack.callback(lock.close)
                 shared = (lock.fd,)
-            if self.job["do"] in JUDGED and (self.job.get("power_mode") or self.job.get("lock_clocks")):
+            if sets_power(self.job):
                 return self._with_power(shared)
             return self._work(shared)
 

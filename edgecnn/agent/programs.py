@@ -18,6 +18,14 @@ def sys_root() -> Path:
     return Path(os.environ.get("EDGECNN_SYS_ROOT") or "/")
 
 
+def boot_id() -> str:
+    """Another one after every start of the board; '' where the kernel doesn't tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def find(name: str) -> str | None:
     """A program's path."""
     return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *MORE_PATHS)))

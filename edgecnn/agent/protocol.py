@@ -17,7 +17,6 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 JOB_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 JOBS = ("describe", "accept", "clean", "compile", "score", "time")
 HOLDING = ("clean", "compile", "score", "time")  # one at a time on a board
-JUDGED = ("time",)  # jobs that may set the power mode and the clocks
 
 Json = dict[str, Any]
 
@@ -88,6 +87,11 @@ class Cache:
         for folder in (self.files, self.engines, self.timing, self.restore):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)  # whoever made it first
+
+
+def sets_power(job: Json) -> bool:
+    """Whether a keeper stands beside the worker of this job."""
+    return job["do"] == "time" and bool(job.get("power_mode") or job.get("lock_clocks"))
 
 
 def read_job(folder: Path) -> Json:

@@ -176,7 +176,7 @@ class _Out:
         rows = [self.numbers[0].start, self.numbers[-1].stop]
         path = self.folder / f"{rows[0]:08d}.npz"
         write_answers(path, joined(self.parts))
-        entry = {"name": path.name, "sha256": files.digest_of(path), "size": path.stat().st_size, "rows": rows}
+        entry = {**files.entry(path), "rows": rows}
         self.parts, self.numbers = [], []
         self.files.append(entry)
         write_json(self.index, {"key": self.key, "files": self.files})

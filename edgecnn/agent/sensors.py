@@ -33,9 +33,9 @@ class Rail:
     def mw(self) -> float | None:
         """Its power in mW, None when it can't be read."""
         if self.watts is not None:
-            power = _number(self.watts)
+            power = number(self.watts)
             return None if power is None else power / 1000
-        volts, amperes = (_number(path) if path else None for path in (self.volts, self.amperes))
+        volts, amperes = (number(path) if path else None for path in (self.volts, self.amperes))
         return None if volts is None or amperes is None else volts * amperes / 1000
 
 
@@ -43,15 +43,15 @@ def find_rails(root: Path) -> tuple[Rail, ...]:
     """The supplies that can be read here."""
     rails = []
     for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        if _text(folder / "name") not in MONITORS:
+        if text(folder / "name") not in MONITORS:
             continue
         for label in sorted(folder.glob("in*_label")):
-            number = label.name.removeprefix("in").removesuffix("_label")
-            volts, amperes = folder / f"in{number}_input", folder / f"curr{number}_input"
+            channel = label.name.removeprefix("in").removesuffix("_label")
+            volts, amperes = folder / f"in{channel}_input", folder / f"curr{channel}_input"
             if volts.exists() and amperes.exists():  # the channel that sums the others has no current
-                rails.append(Rail(_text(label), volts, amperes))
+                rails.append(Rail(text(label), volts, amperes))
         if (folder / "power1_input").exists():
-            rails.append(Rail(_text(folder / "label") or "VIN", None, None, folder / "power1_input"))
+            rails.append(Rail(text(folder / "label") or "VIN", None, None, folder / "power1_input"))
     return tuple(rails)
 
 
@@ -78,9 +78,9 @@ def temperatures(root: Path) -> dict[str, float]:
     """°C by zone, as `tj`, `gpu`; a zone whose part is switched off is left out."""
     found = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        value = _number(zone / "temp")
+        value = number(zone / "temp")
         if value is not None and value > -200_000:  # -256 °C: no reading
-            found[_text(zone / "type").removesuffix("-thermal").removesuffix("-therm") or zone.name] = value / 1000
+            found[text(zone / "type").removesuffix("-thermal").removesuffix("-therm") or zone.name] = value / 1000
     return found
 
 
@@ -89,7 +89,7 @@ def alerts(root: Path) -> tuple[Path, ...]:
     return tuple(
         device / "cur_state"
         for device in sorted((root / "sys/class/thermal").glob("cooling_device*"))
-        if _text(device / "type").endswith("throttle-alert")
+        if text(device / "type").endswith("throttle-alert")
     )
 
 
@@ -105,7 +105,7 @@ def clocks_locked(root: Path) -> bool:
     gpu = find_gpu(root)
     if gpu is None:
         return True
-    low, high = (_number(gpu / name) for name in ("min_freq", "max_freq"))
+    low, high = (number(gpu / name) for name in ("min_freq", "max_freq"))
     return low is not None and low == high
 
 
@@ -118,18 +118,20 @@ def gpu_users() -> list[dict[str, object]]:
         with contextlib.suppress(OSError):
             opened = (os.readlink(one) for one in (folder / "fd").iterdir())
             if any(GPU_NODES.match(path) for path in opened):
-                found.append({"pid": int(folder.name), "name": _text(folder / "comm")})
+                found.append({"pid": int(folder.name), "name": text(folder / "comm")})
     return sorted(found, key=lambda one: int(str(one["pid"])))
 
 
-def _number(path: Path) -> float | None:
+def number(path: Path) -> float | None:
+    """The number in a file; None when it can't be read: a part that is switched off answers with an error."""
     try:
         return float(path.read_text())
     except (OSError, ValueError):
-        return None  # a part that is switched off answers with an error
+        return None
 
 
-def _text(path: Path) -> str:
+def text(path: Path) -> str:
+    """The text in a file, '' when it can't be read."""
     try:
         return path.read_text(errors="replace").strip("\0\n ")
     except OSError:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgecnn import progress
 from edgecnn.agent import files
-from edgecnn.agent.protocol import HOLDING, Cache, Json, Refusal, answer_of, read_job
+from edgecnn.agent.protocol import HOLDING, Cache, Json, Refusal, answer_of, read_job, sets_power
 from edgecnn.child import Lines, end_with_parent
 from edgecnn.disk import is_full
 from edgecnn.errors import EdgeError
@@ -33,7 +33,7 @@ def work(cache: Cache, name: str, parent: int) -> int:
     try:
         job = read_job(folder)
         with progress.showing(lines):
-            if job["do"] in HOLDING:
+            if job["do"] in HOLDING and not sets_power(job):  # else the keeper has, and its own note is there
                 _mend(cache)
             answer = {"result": _do(cache, folder, job)}
     except BaseException as error:  # noqa: BLE001  # the border of a process: everything becomes one line and a log

@@ -1,0 +1,306 @@
+"""Timing on the board: honest about what it ran under, and everything set for it is set back, however it ends."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from agent_home import AgentHome, Running, gone, left_over
+from golden_graphs import colours
+from orin import MODES, TEGRASTATS, UNLOCKED, Orin
+
+from edgecnn.agent.monitor import conditions
+from edgecnn.agent.power import parse_current, parse_modes
+from edgecnn.agent.tegrastats import parse_line
+from edgecnn.agent.timing import Plan
+from edgecnn.io_contract import read_contract
+from edgecnn.recipe import BenchSpec
+
+SPEC = BenchSpec(warmup_ms=1, min_pairs=64, min_seconds=0.5, max_seconds=0.6)
+MAXED = (MODES["MAXN_SUPER"][1], 1_510_400)
+
+
+@pytest.fixture
+def orin(tmp_path: Path) -> Orin:
+    return Orin(tmp_path / "orin")
+
+
+@pytest.fixture
+def home(tmp_path: Path, orin: Orin) -> AgentHome:
+    return AgentHome(tmp_path / "home", env=orin.env)
+
+
+def time_job(home: AgentHome, tmp_path: Path, **more: Any) -> dict[str, Any]:
+    first, second = colours(tmp_path / "a.onnx"), colours(tmp_path / "b.onnx", quantized=True)
+    contract = read_contract(first)
+    assert contract is not None
+    return {
+        "backend": "onnxruntime", "first": home.put(first), "second": home.put(second), "until": "speed",
+        "spec": SPEC.model_dump(mode="json"), "io": contract.model_dump(mode="json"), **more,
+    }  # fmt: skip
+
+
+def test_describe_a_jetson(home: AgentHome) -> None:
+    facts = home.result("describe")
+    assert facts["board"] == "NVIDIA Jetson Orin Nano Developer Kit"
+    assert (facts["l4t"], facts["jetpack"]) == ("36.4.3", "6.2")
+    assert facts["gpu"]["compute_capability"] == "8.7"
+    assert (facts["power_mode"], facts["power_modes"]) == ("15W", list(MODES))
+    assert facts["clocks_locked"] is False
+    assert facts["temperature_c"] == {"cpu": 47.0, "tj": 48.5}
+    assert facts["power_rails"] == ["VDD_IN", "VDD_CPU_GPU_CV"]
+
+
+def test_time_under_its_conditions(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+    job = home.start("time", **time_job(home, tmp_path))
+    answer = job.wait()["result"]
+    found = answer["conditions"]
+    assert (found["power_mode"], found["clocks_locked"], found["p99_valid"]) == ("15W", False, False)
+    assert found["sampled_hz"] >= 10
+    assert found["gpu_mhz"] == {"min": 306.0, "median": 306.0, "max": 306.0}
+    assert found["cpu_mhz"]["max"] == 1510.4
+    assert found["emc_mhz"] is None  # missing is not 0
+    assert found["temperature_c"]["tj"] == {"start": 48.5, "max": 48.5}
+    assert found["rails_mw"] == {"VDD_CPU_GPU_CV": 1000.0, "VDD_IN": 5000.0}
+    assert (found["idle_mw"], found["energy_mj"]) == (5000.0, {"first": 0.0, "second": 0.0})
+    assert (found["throttled"], found["valid"], found["invalid_why"]) == (False, True, "")
+    assert orin.calls == []  # nothing was asked, so nothing was set
+    assert [one["name"] for one in answer["files"]] == ["pairs.npz"]
+    content = (job.folder / "out/pairs.npz").read_bytes()
+    with np.load(io.BytesIO(content)) as times:
+        assert set(times) == {f"{which}{kind}_ms" for which in ("first", "second") for kind in ("", "_io", "_e2e")}
+        assert len(times["first_ms"]) == len(times["second_ms"]) == found["pairs"] >= 64
+        assert all((times[name] > 0).all() for name in times)
+        # Turning images into floats is in one and not in the other.
+        assert np.median(times["first_e2e_ms"]) > np.median(times["first_ms"])
+
+
+def test_energy_is_of_what_ran_above_idle() -> None:
+    """10 W while it runs, 4 W idle: 6 W for 2 s in 300 inferences are 40 mJ each."""
+    samples = [{"t": t / 10, "mw": {"VDD_IN": 4000.0 if t < 20 else 10_000.0}, "throttle": []} for t in range(60)]
+    spans = {"idle": (0.0, 1.95), "pairs": (2.0, 4.0), "first": (4.0, 6.0)}
+    found = conditions(samples, spans, {"first": 300})
+    assert (found["idle_mw"], found["energy_mj"]) == (4000.0, {"first": pytest.approx(40.0)})
+    assert found["sampled_hz"] == pytest.approx(10, abs=1)
+    nothing = conditions([{"t": 1.0, "throttle": []}], {"pairs": (0.0, 2.0)}, {})
+    assert (nothing["idle_mw"], nothing["energy_mj"], nothing["gpu_mhz"]) == (None, {}, None)
+
+
+@pytest.mark.parametrize("how", ["heat", "current"])
+def test_a_throttled_run_is_not_valid(home: AgentHome, orin: Orin, tmp_path: Path, how: str) -> None:
+    job = home.start("time", **time_job(home, tmp_path))
+    job.until("task")
+    if how == "heat":
+        orin.write("sys/class/thermal/cooling_device0/cur_state", "1\n")
+    else:
+        orin.write("sys/class/hwmon/hwmon1/oc1_event_cnt", "3\n")
+    found = job.wait()["result"]["conditions"]
+    assert (found["throttled"], found["valid"]) == (True, False)
+    reason = "gpu-throttle-alert" if how == "heat" else "the supply's current limit"
+    assert found["invalid_why"] == f"the board slowed itself down: {reason}"
+
+
+# --- power mode and clocks: set, and set back ---
+
+
+POWER = {"power_mode": "MAXN_SUPER", "lock_clocks": True}
+
+
+def test_power_mode_and_clocks_after_success(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"min_seconds": 1.0, "max_seconds": 1.2}).model_dump(mode="json")
+    result = home.result("time", **{**time_job(home, tmp_path, **POWER), "spec": spec})
+    found = result["conditions"]
+    assert (found["power_mode"], found["clocks_locked"]) == ("MAXN_SUPER", True)
+    assert found["power"] == {"was": "15W", "set": "MAXN_SUPER", "clocks_locked": True}
+    assert found["gpu_mhz"] == {"min": 1020.0, "median": 1020.0, "max": 1020.0}
+    assert result["restored"] is True
+    assert orin.calls == [
+        "jetson_clocks --store", "nvpmodel -m 2", "jetson_clocks ", "nvpmodel -m 0", "jetson_clocks --restore"
+    ]  # fmt: skip
+    assert_restored(home, orin)
+
+
+def assert_restored(home: AgentHome, orin: Orin) -> None:
+    assert (orin.mode, orin.clocks) == ("15W", UNLOCKED)
+    assert list(home.cache.restore.iterdir()) == []
+
+
+def test_power_mode_after_a_failure(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+    job = {**time_job(home, tmp_path, **POWER), "second": home.put(b"no model")}
+    answer = home.run("time", **job)
+    assert "onnxruntime cannot load" in answer["error"]
+    assert "nvpmodel -m 2" in orin.calls
+    assert_restored(home, orin)
+
+
+def running(home: AgentHome, orin: Orin, tmp_path: Path) -> Running:
+    """A timing run in the middle of its pairs, in a mode of its own."""
+    spec = {**SPEC.model_dump(mode="json"), "min_seconds": 60.0, "max_seconds": 60.0}
+    job = home.start("time", **{**time_job(home, tmp_path, **POWER), "spec": spec, "heartbeat_s": 1.0})
+    job.until("task")
+    assert (orin.mode, orin.clocks) == ("MAXN_SUPER", MAXED)
+    return job
+
+
+@pytest.mark.parametrize("how", ["cut", "close", "kill", "kill-worker"])
+def test_power_mode_after_whatever_end(home: AgentHome, orin: Orin, tmp_path: Path, how: str) -> None:
+    job = running(home, orin, tmp_path)
+    worker = job.worker()
+    match how:
+        case "cut":
+            job.cut()
+        case "close":
+            job.close()
+        case "kill":
+            job.kill()
+        case "kill-worker":
+            import os
+            import signal
+
+            os.kill(worker, signal.SIGKILL)
+    answer = job.wait(15)
+    kinds = {"cut": "heartbeat", "close": "ended", "kill": None, "kill-worker": "killed"}
+    assert answer.get("kind") == kinds[how]
+    assert gone(worker)
+    limit = time.monotonic() + 10
+    while list(home.cache.restore.iterdir()) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert_restored(home, orin)
+    time.sleep(0.3)
+    assert left_over(home.home) == []
+
+
+def test_the_next_job_restores_when_the_keeper_was_killed_too(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+    job = running(home, orin, tmp_path)
+    import os
+    import signal
+
+    worker = job.worker()
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = line.read_bytes()
+        except OSError:
+            continue
+        if b"--keeper" in words and str(home.pyz.name).encode() in words:
+            cwd = os.readlink(line.parent / "cwd")
+            if cwd == str(home.home):
+                os.kill(int(line.parent.name), signal.SIGKILL)
+    job.kill()
+    job.wait(10)
+    assert gone(worker)
+    assert orin.mode == "MAXN_SUPER"
+    assert len(list(home.cache.restore.glob("*.json"))) == 1
+    following = home.start("time", **time_job(home, tmp_path))
+    answer = following.wait()
+    assert answer["result"]["conditions"]["power_mode"] == "15W"
+    notes = [line["note"] for line in following.lines if "note" in line]
+    assert notes == ["an earlier job was killed; what it had set on the board is restored now: power mode 15W"]
+    assert_restored(home, orin)
+
+
+def test_nobody_measures_before_it_is_restored(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+    home.env["NVPMODEL_SECONDS"] = "1.0"
+    job = running(home, orin, tmp_path)
+    job.kill()
+    following = home.start("time", **time_job(home, tmp_path))
+    found = following.wait()["result"]["conditions"]
+    assert found["power_mode"] == "15W"
+    assert any("the board is held by ana@desk" in line.get("note", "") for line in following.lines)
+    job.wait()
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("60W", "the board has no power mode `60W`"),
+        ("7W", "power mode 7W did not take: the board is in 15W"),
+    ],
+)
+def test_a_mode_that_cannot_be_set(home: AgentHome, orin: Orin, tmp_path: Path, mode: str, words: str) -> None:
+    answer = home.run("time", **time_job(home, tmp_path, power_mode=mode))
+    assert (answer["error"], answer["kind"]) == (words, "refused")
+    if mode == "60W":
+        assert "15W, 25W, MAXN_SUPER" in answer["hint"]
+    else:
+        assert "sudo nvpmodel -m 3" in answer["hint"]
+    assert_restored(home, orin)
+
+
+def test_what_cannot_be_restored_is_said_and_tried_again(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+    job = home.start("time", **time_job(home, tmp_path, power_mode="25W"))
+    job.until("task")
+    (orin.state / "broken").touch()
+    answer = job.wait()
+    assert answer["result"]["restored"] is False
+    assert any("were not restored: `nvpmodel -m 0` failed" in line.get("note", "") for line in job.lines)
+    assert orin.mode == "25W"
+    (orin.state / "broken").unlink()
+    home.result("clean", max_bytes=10**9)
+    assert_restored(home, orin)
+
+
+def test_a_board_without_power_modes(tmp_path: Path) -> None:
+    home = AgentHome(tmp_path / "home", env={"EDGECNN_SYS_ROOT": str(tmp_path)})
+    answer = home.run("time", **time_job(home, tmp_path, power_mode="15W"))
+    assert "it has no nvpmodel: leave out --power-mode" in answer["hint"]
+    answer = home.run("time", **time_job(home, tmp_path, lock_clocks=True))
+    assert "the board has no `jetson_clocks`" in answer["error"]
+
+
+def test_tegrastats_stands_in_for_the_kernels_files(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(orin.root / "sys/class/hwmon")
+    found = home.result("time", **time_job(home, tmp_path))["conditions"]
+    assert found["rails_mw"]["VDD_IN"] == 5297.0
+    assert found["emc_mhz"]["max"] == 2133.0
+    assert found["gpu_mhz"]["max"] == 306.0  # the kernel's own figure goes before
+
+
+# --- what NVIDIA's programs print ---
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (TEGRASTATS, {"gpu_mhz": 611.0, "emc_mhz": 2133.0, "cpu_mhz": 1510.0}),
+        (
+            "GR3D_FREQ 14%@[407,407] CPU@77.281C tj@77.5C",
+            {"gpu_mhz": 407.0, "temperature_c": {"cpu": 77.281, "tj": 77.5}},
+        ),
+        ("VDD_GPU_SOC 3150mW/2971mW VIN_SYS_5V0 4968mW/5048mW", {"mw": {"VDD_GPU_SOC": 3150.0, "VIN_SYS_5V0": 4968.0}}),
+        ("GR3D_FREQ 35%", {}),
+        ("GR3D_FREQ 0%@318 POM_5V_GPU 554/600", {"gpu_mhz": 318.0, "mw": {"POM_5V_GPU": 554.0}}),
+        ("GR3D_FREQ @[314,314,314]", {"gpu_mhz": 314.0}),
+        (
+            "GR3D_FREQ 87%@[1574,1574,1574] cpu@58.25C/61.75C VDD_GPU 37939mW/8660mW/37939mW VIN 124486mW/36487mW",
+            {"gpu_mhz": 1574.0, "temperature_c": {"cpu": 58.25}, "mw": {"VDD_GPU": 37939.0, "VIN": 124486.0}},
+        ),
+    ],
+)  # fmt: skip
+def test_tegrastats_lines(line: str, found: dict[str, Any]) -> None:
+    parsed = parse_line(line)
+    assert {key: parsed.get(key) for key in found} == found
+    if line != TEGRASTATS:
+        assert set(parsed) == set(found)
+
+
+def test_nvpmodel_answers() -> None:
+    mode = parse_current("NVPM WARN: fan mode is not set!\nNV Power Mode: MAXN\n0\n")
+    assert mode is not None
+    assert (mode.name, mode.number) == ("MAXN", 0)
+    assert parse_current("NVPM ERROR: no permission") is None
+    printed = "NVPM VERB: POWER_MODEL: ID=0 NAME=15W\nNVPM VERB: POWER_MODEL: ID=1 NAME=7W\n"
+    assert [(one.name, one.number) for one in parse_modes(printed)] == [("15W", 0), ("7W", 1)]
+
+
+def test_profiles_raise_what_the_recipe_asks() -> None:
+    spec = BenchSpec().model_dump(mode="json")
+    assert (Plan.of(spec, None).min_pairs, Plan.of(spec, None).min_seconds) == (200, 3.0)
+    assert (Plan.of(spec, "quick").min_pairs, Plan.of(spec, "quick").min_seconds) == (1024, 10.0)
+    long = Plan.of(spec, "mlperf")
+    assert (long.min_seconds, long.max_seconds) == (600.0, 1200.0)

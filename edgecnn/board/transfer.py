@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgecnn.board.shell import ROOT, FileRefused, Files
 from edgecnn.errors import EdgeError
 
 FILES = f"{ROOT}/files"
+NAME = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]*")  # of a file that a board may make here
 SPARE_BYTES = 16 << 20  # left on the board's disk
 Json = dict[str, Any]
 Accept = Callable[[list[Json]], Awaitable[Json]]
@@ -151,7 +153,7 @@ async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json],
 
         for one in wanted:
             name, digest, size = str(one["name"]), str(one["sha256"]), int(one["size"])
-            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+            if not NAME.fullmatch(name):
                 raise EdgeError(f"`{address}` answers with a file of odd name: {name!r}", "its agent is not ours")
             for _ in range(2):
                 part = out / f"{digest}.part"

@@ -1,0 +1,270 @@
+"""Files to and from a board over a real sshd: sent once, continued after a cut, believed only by their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import QUICK, Connect
+from proxy import Proxy
+from sshd import Sshd
+
+from edgecnn.board import transfer
+from edgecnn.board.jobs import Board
+from edgecnn.board.limits import LinkLimits
+from edgecnn.board.shell import LinkLost
+from edgecnn.errors import EdgeError
+
+
+def made(path: Path, size: int, seed: int = 0) -> tuple[str, Path]:
+    """A file of random bytes and its SHA-256."""
+    path.write_bytes(random.Random(seed).randbytes(size))
+    return hashlib.sha256(path.read_bytes()).hexdigest(), path
+
+
+def send(board: Board, *files: tuple[str, Path]) -> dict[str, Any]:
+    """Bring files to the board, and ask which it has."""
+    listed = [{"sha256": digest, "size": path.stat().st_size} for digest, path in files]
+    return board.run({"do": "accept", "files": listed}, dict(files), step="send")
+
+
+def test_what_is_sent_arrives_is_private_and_is_sent_once(
+    connect: Connect, server: Sshd, link: Proxy, tmp_path: Path
+) -> None:
+    board = connect()
+    files = [made(tmp_path / f"{size}", size, size) for size in (0, 1, 300_000, 3_000_000)]
+    assert sorted(send(board, *files)["have"]) == sorted(digest for digest, _ in files)
+    for digest, path in files:
+        there = server.cache / "files" / digest
+        assert there.read_bytes() == path.read_bytes()
+        assert oct(there.stat().st_mode)[-3:] == "600"
+    assert {oct(path.stat().st_mode)[-3:] for path in server.cache.rglob("*") if path.is_dir()} == {"700"}
+    assert not list(server.cache.rglob("*.part"))
+    assert list((server.cache / "jobs").iterdir()) == []  # a finished job leaves nothing
+    before = link.up
+    send(connect(), *files)
+    assert link.up - before < 20_000
+
+
+@pytest.mark.parametrize("name", ["$(touch x).onnx", "two\nlines.onnx", "`touch x`;touch x.onnx", "-rf", "a'b\"c.onnx"])
+def test_names_never_reach_a_shell(connect: Connect, server: Sshd, tmp_path: Path, name: str) -> None:
+    """The board sees digests, whatever a file is called here, and whatever a job's text says."""
+    file = made(tmp_path / name, 1000)
+    board = connect()
+    listed = [{"sha256": file[0], "size": 1000}]
+    assert board.run({"do": "accept", "files": listed, "name": name, "names": {file[0]: name}}, dict([file]))["have"]
+    out = tmp_path / "out" / name
+    board.fetch(file[0], 1000, out)
+    assert out.read_bytes() == file[1].read_bytes()
+    names = {path.name for path in server.home.rglob("*")}
+    assert "x" not in names
+    assert all(one.isascii() and one.isprintable() and "$" not in one for one in names)
+    assert not Path("x").exists()
+
+
+def test_the_command_line_is_a_constant(connect: Connect, server: Sshd, tmp_path: Path) -> None:
+    entry = server.folder / "enter"
+    note = f'echo "$SSH_ORIGINAL_COMMAND" >> {server.folder}/seen'
+    entry.write_text(entry.read_text().replace('cd "$HOME"', f'{note}\ncd "$HOME"'))
+    board = connect()
+    board.run({"do": "accept", "files": [], "name": "$(touch x)"})
+    lines = (server.folder / "seen").read_text().splitlines()
+    commands = [line for line in lines if "sftp-server" not in line]
+    assert len(commands) == 2
+    for command in commands:
+        *constant, job = command.split(" ")
+        assert constant == ["python3", "-u", f".cache/edgecnn/agents/{board.agent.sha256}.pyz"]
+        assert len(job) == 24
+        assert int(job, 16) >= 0
+
+
+@pytest.fixture
+def cut_at(link: Proxy) -> Callable[[int], None]:
+    """Cut the link after so many more bytes to the board."""
+
+    def one(size: int) -> None:
+        link.faults.cut_after = link.up + size
+
+    return one
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.93])
+def test_a_cut_transfer_goes_on_where_it_was(
+    connect: Connect, server: Sshd, link: Proxy, tmp_path: Path, share: float, cut_at: Callable[[int], None]
+) -> None:
+    size = 100_000_000
+    file = made(tmp_path / "weights.bin", size)
+    board = connect()
+    cut_at(int(size * share))
+    start = time.monotonic()
+    with pytest.raises(LinkLost) as caught:
+        send(board, file)
+    assert time.monotonic() - start < 15
+    assert "send on `board`: the link to `board` was lost: nothing was heard from it for 1.5 s" in caught.value.message
+    assert "the same command continues where this one stopped" in caught.value.hint
+    assert not (server.cache / "files" / file[0]).exists()
+    begun = (server.cache / "files" / f"{file[0]}.part").stat().st_size
+    assert begun > size * share - 10_000_000
+    link.heal()
+    before = link.up
+    assert send(connect(), file)["have"] == [file[0]]
+    assert (server.cache / "files" / file[0]).read_bytes() == file[1].read_bytes()
+    assert link.up - before < size * (1 - share) + 0.1 * size
+
+
+def test_the_same_board_object_goes_on_after_a_cut(
+    connect: Connect, link: Proxy, tmp_path: Path, cut_at: Callable[[int], None]
+) -> None:
+    file = made(tmp_path / "weights.bin", 20_000_000)
+    board = connect()
+    cut_at(5_000_000)
+    with pytest.raises(LinkLost, match="the board does not answer now"):
+        send(board, file)
+    link.heal()
+    assert send(board, file)["have"] == [file[0]]
+
+
+def test_what_was_left_damaged_is_sent_again(connect: Connect, server: Sshd, link: Proxy, tmp_path: Path) -> None:
+    """A power cut may leave a file of the right length with zeros in it."""
+    board = connect()
+    for case, left in enumerate((bytes(2_000_000), bytes(3_000_000), bytes(4_000_000))):
+        file = made(tmp_path / f"{case}", 3_000_000, case)
+        (server.cache / "files" / f"{file[0]}.part").write_bytes(left)
+        send(board, file)
+        assert (server.cache / "files" / file[0]).read_bytes() == file[1].read_bytes()
+
+
+def test_a_file_that_changes_under_way(connect: Connect, server: Sshd, tmp_path: Path) -> None:
+    digest, path = made(tmp_path / "changing.bin", 1_000_000)
+    path.write_bytes(bytes(1_000_000))
+    with pytest.raises(EdgeError, match=r"changing\.bin` changed while it was sent to `board`"):
+        send(connect(), (digest, path))
+    assert list((server.cache / "files").iterdir()) == []
+
+
+def test_a_fetch_goes_on_where_it_was(connect: Connect, link: Proxy, tmp_path: Path) -> None:
+    file = made(tmp_path / "engine.bin", 30_000_000)
+    board = connect()
+    send(board, file)
+    link.faults.cut_after_down = link.down + 20_000_000
+    out = tmp_path / "out" / "engine"
+    with pytest.raises(LinkLost, match="fetching `engine` on `board`"):
+        board.fetch(file[0], 30_000_000, out)
+    assert not out.exists()
+    link.heal()
+    before = link.down
+    board.fetch(file[0], 30_000_000, out)
+    assert out.read_bytes() == file[1].read_bytes()
+    assert link.down - before < 15_000_000
+    assert [path.name for path in out.parent.iterdir()] == ["engine"]
+
+
+def test_a_fetch_is_checked(connect: Connect, server: Sshd, tmp_path: Path) -> None:
+    file = made(tmp_path / "engine.bin", 1_000_000)
+    board = connect()
+    send(board, file)
+    (server.cache / "files" / file[0]).write_bytes(bytes(1_000_000))
+    with pytest.raises(EdgeError, match="is not what the board said it is"):
+        board.fetch(file[0], 1_000_000, tmp_path / "out" / "engine")
+    assert list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(EdgeError, match="cannot be fetched from `board`"):
+        board.fetch("0" * 64, 5, tmp_path / "out" / "other")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", ".ssh", "a/b", "", "two\nlines", "ä.npz"])
+def test_a_board_cannot_choose_where_a_file_goes(connect: Connect, tmp_path: Path, name: str) -> None:
+    board = connect()
+
+    async def fetched() -> int:
+        assert board.shell is not None
+        wanted = [{"name": name, "sha256": "0" * 64, "size": 1}]
+        return await transfer.fetch(board.shell.files, "board", ".cache", wanted, tmp_path / "out")
+
+    (tmp_path / "out").mkdir()
+    with pytest.raises(EdgeError, match="answers with a file of odd name"):
+        board.background.call(fetched())
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_saturated_slow_link_is_not_a_dead_one(connect: Connect, server: Sshd, link: Proxy, tmp_path: Path) -> None:
+    """Bytes come all the time, though every question of life waits behind seconds of them."""
+    board = connect(limits=LinkLimits(connect_s=8.0, silence_s=1.5, heartbeat_s=2.0))
+    file = made(tmp_path / "weights.bin", 700_000)
+    link.faults.rate = 100_000
+    start = time.monotonic()
+    send(board, file)
+    assert time.monotonic() - start > 4 * QUICK.silence_s
+    start = time.monotonic()
+    board.fetch(file[0], 700_000, tmp_path / "back")
+    assert time.monotonic() - start > 4 * QUICK.silence_s
+    assert (tmp_path / "back").read_bytes() == file[1].read_bytes()
+
+
+def test_loss_and_delay(connect: Connect, link: Proxy, tmp_path: Path) -> None:
+    """200 ms round trip, every twentieth chunk a retransmission late, in every step."""
+    link.faults.delay_s, link.faults.loss = 0.1, 0.05
+    board = connect(limits=LinkLimits())
+    file = made(tmp_path / "weights.bin", 1_000_000)
+    assert send(board, file)["have"] == [file[0]]
+    board.fetch(file[0], 1_000_000, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == file[1].read_bytes()
+
+
+@pytest.mark.usefixtures("root")
+def test_a_full_disk(connect: Connect, server: Sshd, tmp_path: Path) -> None:
+    server.home.joinpath(".cache").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m,mode=700", "none", server.home / ".cache"], check=True)
+    try:
+        board = connect()
+        file, small = made(tmp_path / "weights.bin", 60_000_000), made(tmp_path / "small.bin", 10_000_000)
+        with pytest.raises(EdgeError) as caught:
+            send(board, file)
+        assert "send on `board`: the disk of `board` is full: " in caught.value.message
+        assert "60 MB to send" in caught.value.message
+        assert "edgecnn devices clean --host board" in caught.value.hint
+        # It may become full by others while a file is on its way.
+        ballast = server.home / ".cache" / "ballast"
+        ballast.write_bytes(bytes(8_000_000))
+        with pytest.raises(EdgeError, match="its disk is full"):
+            board.background.call(Filling(ballast).send(board, small))
+        ballast.unlink()
+        assert not (server.cache / "files" / small[0]).exists()
+        assert send(board, small)["have"] == [small[0]]
+        assert json.dumps(board.run({"do": "describe"}))
+    finally:
+        subprocess.run(["umount", "-l", server.home / ".cache"], check=True)
+
+
+class Filling:
+    """Fills the disk once the first bytes of a file are there."""
+
+    def __init__(self, ballast: Path) -> None:
+        self.ballast = ballast
+
+    async def send(self, board: Board, file: tuple[str, Path]) -> None:
+        assert board.shell is not None
+        files = board.shell.files
+        put = files.put
+
+        async def put_and_fill(local: Path, remote: str, *, offset: int, on_bytes: Callable[[int], None]) -> None:
+            free = os.statvfs(self.ballast).f_bavail * os.statvfs(self.ballast).f_frsize
+            with self.ballast.open("ab") as other:
+                other.write(bytes(free - 2_000_000))
+            await put(local, remote, offset=offset, on_bytes=on_bytes)
+
+        class Late:
+            """The same files, with a put that finds less room than was seen."""
+
+            def __getattr__(self, name: str) -> Any:
+                return put_and_fill if name == "put" else getattr(files, name)
+
+        late: Any = Late()
+        await transfer.send(late, "board", dict([file]), board._accept(board.shell, {}))

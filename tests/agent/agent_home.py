@@ -122,20 +122,27 @@ class AgentHome:
         self.cache.file(digest).write_bytes(data)
         return digest
 
-    def start(self, do: str, *, job_id: str | None = None, **job: Any) -> Running:
-        """Start a job."""
+    def write_job(self, do: str, *, job_id: str | None = None, **job: Any) -> str:
+        """Write a job file; returns the job's id."""
         self.count += 1
         job_id = job_id or f"job-{self.count}"
         folder = self.cache.job(job_id)
         folder.mkdir(parents=True, exist_ok=True)
         whole = {"protocol": PROTOCOL, "do": do, "holder": "ana@desk", "heartbeat_s": 5.0, **job}
         (folder / "job.json").write_text(json.dumps(whole))
-        command = [self.python, "-u", str(self.pyz.relative_to(self.home)), job_id]
+        return job_id
+
+    def launch(self, job_id: str) -> Running:
+        """Start a job whose file is there."""
         process = subprocess.Popen(
-            command, cwd=self.home, env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=(folder / "stderr.txt").open("wb"), start_new_session=True,
+            [self.python, "-u", str(self.pyz.relative_to(self.home)), job_id], cwd=self.home, env=self.env,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
-        return Running(process, folder)
+        return Running(process, self.cache.job(job_id))
+
+    def start(self, do: str, *, job_id: str | None = None, **job: Any) -> Running:
+        """Start a job."""
+        return self.launch(self.write_job(do, job_id=job_id, **job))
 
     def run(self, do: str, **job: Any) -> Json:
         """Do a job to its end; its last line."""

@@ -1,0 +1,358 @@
+"""Whatever happens on a board ends in one last line that says so, and nothing keeps running there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from agent_home import AgentHome, Running, gone, is_running, left_over
+from golden_graphs import colours
+
+from edgecnn.agent.pack import MODULES, pack_agent
+from edgecnn.agent.protocol import PROTOCOL
+from edgecnn.data.index import write_shards
+from edgecnn.io_contract import read_contract
+
+ODD = Path(__file__).with_name("odd_engine.py")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[AgentHome]:
+    """A board whose engine does what a model file says; nothing may be left running."""
+    made = AgentHome(tmp_path / "home", replace={"backends.ort": ODD})
+    yield made
+    limit = time.monotonic() + 5
+    while left_over(made.home) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert left_over(made.home) == []
+
+
+def start(home: AgentHome, what: str, **job: object) -> Running:
+    graph = home.put(what.encode())
+    return home.start("compile", **{"backend": "onnxruntime", "graph": graph, "name": "m.onnx", **job})
+
+
+def in_the_middle(home: AgentHome, what: str = "sleeps", **job: object) -> tuple[Running, int]:
+    """A job whose engine is at work, and its worker's process id."""
+    running = start(home, what, **job)
+    worker, log = running.worker(), running.folder / "log.txt"
+    limit = time.monotonic() + 10
+    while "the engine loads" not in log.read_text() and time.monotonic() < limit:
+        time.sleep(0.02)
+    return running, worker
+
+
+# --- the host goes away ---
+
+
+def test_no_heartbeat(home: AgentHome) -> None:
+    job, worker = in_the_middle(home, heartbeat_s=0.5)
+    job.cut()
+    start = time.monotonic()
+    answer = job.wait()
+    assert time.monotonic() - start < 4
+    assert (answer["error"], answer["kind"]) == ("no sign of life from the host for 0.5 s", "heartbeat")
+    assert not is_running(worker)
+
+
+def test_a_job_goes_on_as_long_as_there_are_heartbeats(home: AgentHome) -> None:
+    job, worker = in_the_middle(home, heartbeat_s=0.5)
+    time.sleep(2.0)
+    assert is_running(worker)
+    job.close()
+    assert job.wait()["kind"] == "ended"
+
+
+def test_stdin_ends(home: AgentHome) -> None:
+    job, worker = in_the_middle(home)
+    job.close()
+    assert job.wait(5)["error"] == "the host closed the connection"
+    assert not is_running(worker)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal(home: AgentHome, number: signal.Signals) -> None:
+    job, worker = in_the_middle(home)
+    job.process.send_signal(number)
+    answer = job.wait(5)
+    assert (answer["error"], answer["kind"]) == (f"the agent was told to end ({number.name})", "ended")
+    assert not is_running(worker)
+
+
+@pytest.mark.parametrize("what", ["sleeps", "deaf"])
+def test_the_guard_is_killed(home: AgentHome, what: str) -> None:
+    job, worker = in_the_middle(home, what)
+    job.kill()
+    job.wait(5)
+    assert gone(worker, 3)
+
+
+def test_a_worker_that_heeds_no_signal_and_its_children(home: AgentHome) -> None:
+    job, worker = in_the_middle(home, "deaf")
+    job.until("note")
+    job.close()
+    assert job.wait(6)["kind"] == "ended"
+    assert not is_running(worker)
+    job, _ = in_the_middle(home, "parent")
+    child = int(job.until("note")["note"])
+    job.close()
+    job.wait(6)
+    assert gone(child, 1)
+
+
+def test_a_host_that_takes_no_output_does_not_stop_the_guard(home: AgentHome) -> None:
+    """The link is cut: what the worker says fills every pipe, and the heartbeats end."""
+    graph = home.put(b"talks")
+    folder = home.cache.job("full")
+    folder.mkdir(parents=True)
+    job = {"protocol": PROTOCOL, "do": "compile", "backend": "onnxruntime", "graph": graph, "heartbeat_s": 1.5}
+    (folder / "job.json").write_text(json.dumps(job))
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(home.pyz), "full"], cwd=home.home, env=home.env, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.wait(15) == 1
+    assert time.monotonic() - start < 10
+    assert process.stdin
+    assert process.stdout
+    process.stdin.close()
+    process.stdout.close()
+
+
+# --- the job dies ---
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "words"),
+    [
+        ("segfault", "crashed", "the job on the board crashed with SIGSEGV"),
+        ("killed", "killed", "was killed (signal 9): most often the board ran out of memory"),
+        ("memory", "memory", "the board is out of memory: MemoryError"),
+        ("exits", "crashed", "ended with status 3 and no answer"),
+    ],
+)
+def test_the_worker_dies(home: AgentHome, what: str, kind: str, words: str) -> None:
+    job = start(home, what)
+    answer = job.wait()
+    assert (job.process.returncode, answer["kind"]) == (1, kind)
+    assert words in answer["error"]
+    if what != "memory":
+        assert "the engine loads" in answer["hint"]  # the end of its log
+    assert start(home, "fine").wait()["result"]["version"] == "odd engine 1.0"  # nothing holds the board
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted: {mounted.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path, but: int) -> None:
+    """Fill a disk but for some bytes."""
+    with (disk / "filler").open("wb", buffering=0) as filler:
+        filler.write(bytes(shutil.disk_usage(disk).free - but))
+
+
+@pytest.mark.parametrize("free", [0, 16_384])
+def test_the_disk_is_full(small_disk: Path, tmp_path: Path, free: int) -> None:
+    """At the start of a job, and in the middle; with space again, the same job completes."""
+    home = AgentHome(small_disk)
+    model = colours(tmp_path / "m.onnx")
+    contract = read_contract(model)
+    assert contract is not None
+    pixels = np.random.default_rng(0).integers(0, 256, (4000, 4, 4, 3), np.uint8)
+    write_shards(tmp_path, "scored", len(pixels), list(pixels))
+    job = home.write_job(
+        "score", backend="onnxruntime", model=home.put(model), io=contract.model_dump(mode="json"), first=0, batch=64,
+        shards=[home.put(tmp_path / "scored-00000.npy")], keep={"task": "classify"},
+    )  # fmt: skip
+    fill(small_disk, free)
+    answer = home.launch(job).wait()
+    assert (answer["kind"], "the board's disk is full" in answer["error"]) == ("disk-full", True)
+    assert "edgecnn devices clean" in answer["hint"]
+    (small_disk / "filler").unlink()
+    again = home.launch(job)
+    assert again.wait()["result"]["images"] == 4000
+    assert not list(again.folder.glob("out/*partial*"))
+
+
+def test_a_home_that_cannot_be_written(home: AgentHome) -> None:
+    """Root may write anywhere, so a file stands where the folder must be."""
+    shutil.rmtree(home.cache.timing)
+    home.cache.timing.write_text("")
+    answer = home.run("describe")
+    assert answer["kind"] in ("failed", "read-only")
+    assert "timing" in answer["error"]
+
+
+# --- two at once ---
+
+
+def test_a_second_waits_and_says_who_holds_the_board(home: AgentHome) -> None:
+    first, _ = in_the_middle(home, holder="ana@desk")
+    second = start(home, "fine", holder="ben@lab", heartbeat_s=1.0)
+    note = second.until("note")["note"]
+    assert note.startswith("the board is held by ana@desk (compile, for ")
+    assert home.result("accept", files=[])["have"] == []  # asking and sending go on meanwhile
+    assert second.process.poll() is None
+    first.close()
+    first.wait()
+    assert second.wait()["result"]["version"] == "odd engine 1.0"
+
+
+def test_waiting_has_an_end(home: AgentHome) -> None:
+    first, _ = in_the_middle(home, holder="ana@desk")
+    answer = start(home, "fine", lock_wait_s=0.5).wait()
+    assert answer["kind"] == "lock"
+    assert answer["error"].startswith("the board is held by ana@desk (compile")
+    first.close()
+    first.wait()
+
+
+def test_who_waits_is_watched_too(home: AgentHome) -> None:
+    first, _ = in_the_middle(home)
+    second = start(home, "fine", heartbeat_s=0.5)
+    second.until("note")
+    second.cut()
+    assert second.wait(5)["kind"] == "heartbeat"
+    first.close()
+    first.wait()
+
+
+# --- the board isn't what it should be ---
+
+
+def test_a_damaged_agent(home: AgentHome) -> None:
+    content = home.pyz.read_bytes()
+    home.pyz.write_bytes(content + b"more")  # still a zip file that Python runs
+    answer = home.run("describe")
+    assert (answer["kind"], "the agent on the board is damaged" in answer["error"]) == ("agent-damaged", True)
+
+
+@pytest.mark.parametrize(("protocol", "kind"), [(PROTOCOL + 1, "agent-too-old"), (PROTOCOL - 1, "tool-too-old")])
+def test_another_protocol(home: AgentHome, protocol: int, kind: str) -> None:
+    answer = home.run("describe", protocol=protocol)
+    assert answer["kind"] == kind
+    assert f"the tool speaks protocol {protocol}, the board's agent {PROTOCOL}" in answer["error"]
+
+
+def test_a_job_that_is_not_there(home: AgentHome) -> None:
+    for name, words in (("none", "there is no job `none`"), ("../x", "`../x` is no job id")):
+        done = subprocess.run(
+            [sys.executable, str(home.pyz), name], cwd=home.home, env=home.env, stdin=subprocess.PIPE,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        answer = json.loads(done.stdout)
+        assert (answer["kind"], words in answer["error"], done.stderr) == ("refused", True, "")
+
+
+def blocked_numpy(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text("import sys\nsys.modules['numpy'] = None\n")
+    return {"PYTHONPATH": str(tmp_path / "site")}
+
+
+def test_numpy_is_missing(tmp_path: Path) -> None:
+    home = AgentHome(tmp_path / "home", env=blocked_numpy(tmp_path))
+    answer = home.run("describe")
+    assert answer["kind"] == "missing"
+    assert answer["error"].startswith("numpy is missing on the board")
+    assert "apt install python3-numpy" in answer["hint"]
+    assert home.result("accept", files=[])["have"] == []  # needs none
+
+
+BLOCK_ALL = """\
+import sys
+class Block:
+    names = frozenset({names!r})
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"blocked: {{name}}", name=name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+def test_the_agent_needs_nothing_but_numpy(tmp_path: Path) -> None:
+    """Every module of the zipapp is imported with all else blocked, out of the zipapp alone."""
+    from importlib.metadata import packages_distributions
+
+    names = {name for name in packages_distributions() if name not in ("numpy", "edgecnn") and not name.startswith("_")}
+    (tmp_path / "sitecustomize.py").write_text(BLOCK_ALL.format(names=sorted(names)))
+    pyz = tmp_path / "agent.pyz"
+    pyz.write_bytes(pack_agent().data)
+    modules = [f"edgecnn.{name}".removesuffix(".__init__") for name in MODULES]
+    code = (
+        f"import sys; sys.path.insert(0, {str(pyz)!r})\nimport importlib\n"
+        f"for name in {modules!r}: assert '.pyz' in importlib.import_module(name).__file__\n"
+        "try: import pydantic\nexcept ImportError as e: print(e)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "blocked: pydantic\n"), done.stderr
+
+
+def pythons() -> list[tuple[str, str]]:
+    """(version, path) of other Pythons that are here."""
+    folders = [Path(one) for one in os.environ["PATH"].split(os.pathsep) if "shims" not in one]  # they only ask pyenv
+    folders += sorted(Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv").glob("versions/*/bin"))
+    found = {}
+    for minor in range(6, 15):
+        for folder in folders:
+            path = folder / f"python3.{minor}"
+            if f"3.{minor}" not in found and path.exists():
+                done = subprocess.run([str(path), "-c", "print(1)"], capture_output=True, check=False)
+                if done.returncode == 0:
+                    found[f"3.{minor}"] = str(path)
+    return list(found.items())
+
+
+OTHER = pythons()
+OLD = [one for one in OTHER if int(one[0][2:]) < 10]
+NEW = [one for one in OTHER if int(one[0][2:]) >= 10]
+
+
+@pytest.mark.parametrize(("version", "path"), OLD, ids=[version for version, _ in OLD])
+def test_a_python_too_old_says_so(tmp_path: Path, version: str, path: str) -> None:
+    answer = AgentHome(tmp_path / "home", python=path).run("describe")
+    assert answer["error"] == f"the board's python3 is {version}, the agent needs 3.10 or newer"
+    assert answer["kind"] == "python-too-old"
+
+
+def test_a_python_too_old_says_so_here_too(tmp_path: Path) -> None:
+    """Where no old Python is installed: the zipapp's first lines, told that this one is 3.8."""
+    pyz = tmp_path / "agent.pyz"
+    pyz.write_bytes(pack_agent().data)
+    code = f"import runpy, sys; sys.version_info = (3, 8, 10); runpy.run_path({str(pyz)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stdout)["kind"]) == (1, "python-too-old")
+
+
+@pytest.mark.parametrize(("version", "path"), NEW, ids=[version for version, _ in NEW])
+def test_every_python_of_a_jetpack_runs_the_guard(tmp_path: Path, version: str, path: str) -> None:
+    home = AgentHome(tmp_path / "home", python=path)
+    assert home.result("accept", files=[])["have"] == []
+    answer = home.run("describe")
+    assert answer.get("result", {}).get("python", "").startswith(version) or answer["kind"] == "missing"

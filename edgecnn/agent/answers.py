@@ -8,6 +8,7 @@ zeros in place of the others, which no metric looks at.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,5 +108,5 @@ def read_answers(path: Path) -> Answers:
             if "anchors" not in file:
                 return Answers(file["rows"], outputs)
             return Answers(file["rows"], outputs, file["offsets"], file["anchors"], int(file["anchor_count"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise EdgeError(f"`{path}` holds no answers of a model: {error}", "score again") from error

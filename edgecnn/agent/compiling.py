@@ -10,6 +10,7 @@ from pathlib import Path
 from edgecnn import progress
 from edgecnn.agent import files
 from edgecnn.agent.power import read_mode
+from edgecnn.agent.programs import sys_root
 from edgecnn.agent.protocol import Cache, Json, Refusal
 from edgecnn.backends import gpu, load_backend, trt
 from edgecnn.backends.cpu import cores
@@ -22,7 +23,8 @@ def compile_graph(cache: Cache, folder: Path, job: Json) -> Json:
     """Make the engine of a graph, or load the graph once where the backend runs it itself.
 
     Args:
-        job: `backend`; `graph`, its digest; `name`, what errors call it; `threads`, where given.
+        job: `backend`; `graph`, its digest; `name`, what errors call it; `threads`, where given;
+            `compute_capability`, for TensorRT for RTX, which alone builds for a GPU that it is told.
 
     Returns:
         `engine`: digest among the kept files, None where the graph is what runs; `size` in bytes; `seconds` that the
@@ -49,19 +51,25 @@ def compile_graph(cache: Cache, folder: Path, job: Json) -> Json:
     fresh = folder / "engine.partial"
     device = f"{deciding['compute_capability']}-{deciding['driver']}-{engines.version()}"
     timings = cache.timing / f"{hashlib.sha256(device.encode()).hexdigest()[:16]}.cache"
-    built = engines.build(graph, fresh, compute_capability=None, timing_cache=timings)
+    built = engines.build(graph, fresh, compute_capability=_target(job), timing_cache=timings)
     digest, size = files.take_in(cache, fresh)
     made = {"engine": digest, "size": size, "seconds": float(built["seconds"]), "version": engines.version()}
     write_json(note, {**made, "of": deciding})
     return {**made, "cached": False}
 
 
+def _target(job: Json) -> str | None:
+    """The compute capability to build for; None: the GPU here."""
+    return job.get("compute_capability") if job["backend"] == "tensorrt-rtx" else None
+
+
 def _deciding(version: str, job: Json) -> Json:
     """All that an engine depends on; the weights are in the graph, whose hash is here."""
-    gpus, mode = gpu.list_gpus(), read_mode()
+    gpus, mode = gpu.list_gpus() or gpu.read_board(sys_root() / "proc/device-tree"), read_mode()
     one = gpus[0] if gpus else gpu.Gpu("", "")
     return {
-        "graph": job["graph"], "version": version, "gpu": one.name, "compute_capability": one.compute_capability,
+        "graph": job["graph"], "version": version, "gpu": one.name,
+        "compute_capability": _target(job) or one.compute_capability,
         "driver": one.driver, "power_mode": mode.name if mode else "", "flags": FLAGS,
     }  # fmt: skip
 

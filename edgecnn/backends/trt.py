@@ -82,7 +82,8 @@ class TensorRT:
         Args:
             compute_capability: the GPU to compile for, as `8.9` (TensorRT for RTX, which needs no GPU for it); None:
                 the GPU here.
-            timing_cache: what was timed in earlier builds on this GPU, and takes what is timed in this one.
+            timing_cache: what TensorRT timed in earlier builds on this GPU, and takes what it times in this one;
+                TensorRT for RTX times nothing in a build.
 
         Raises:
             EdgeError: the parser or the builder refuses; their own words are told.
@@ -95,14 +96,15 @@ class TensorRT:
             config.set_compute_capability(self._capability(compute_capability), 0)
         if (profile := self._profile(builder, network)) is not None:
             config.add_optimization_profile(profile)
-        if timing_cache is not None:
-            self._take_timings(config, timing_cache)
+        timings = timing_cache if self.name == "tensorrt" else None
+        if timings is not None:
+            self._take_timings(config, timings)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise EdgeError(f"{self.version()} cannot build an engine from `{model.name}`: {self._complaint()}")
         engine.write_bytes(memoryview(plan))
-        if timing_cache is not None:
-            _keep_timings(config, timing_cache)
+        if timings is not None:
+            _keep_timings(config, timings)
         seconds = time.monotonic() - start
         return {"version": self.version(), "layers": network.num_layers, "seconds": seconds}
 

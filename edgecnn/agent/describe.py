@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgecnn import __version__
 from edgecnn.agent import sensors
+from edgecnn.agent.keeper import mode_to_come
 from edgecnn.agent.power import read_mode, read_modes
 from edgecnn.agent.programs import boot_id, find, sys_root
 from edgecnn.agent.protocol import PROTOCOL, Cache, Json
@@ -27,6 +28,8 @@ JETPACKS = {
 def describe(cache: Cache) -> Json:
     """The facts of this board; sizes in MB (10^6 bytes), temperatures in °C, `clock` in seconds since 1970.
 
+    `power_mode` is the board's own also while a timing job has it in another one.
+
     Raises:
         ImportError: numpy isn't here, without which no other job works.
     """
@@ -34,7 +37,7 @@ def describe(cache: Cache) -> Json:
 
     root = sys_root()
     processor = cpu.read_cpu()
-    mode = read_mode()
+    mode = mode_to_come(cache) or read_mode()
     l4t = read_l4t(root)
     memory, free = _memory_mb()
     disk = shutil.disk_usage(cache.root)

@@ -43,9 +43,9 @@ SAY_EVERY_S = 5.0
 
 def guard(cache: Cache, pyz: Path, name: str) -> int:
     """Run one job to its end; the exit status is 0 with a result, 1 with an error. Never raises."""
-    out = Out()
+    out, life = Out(), Life()
     try:
-        answer = _Guard(cache, pyz, name, out).run()
+        answer = _Guard(cache, pyz, name, life, out).run()
     except HostGone as gone:
         answer = {"error": gone.why, "hint": "the job was ended; run it again", "kind": gone.kind}
     except EdgeError as error:
@@ -56,8 +56,18 @@ def guard(cache: Cache, pyz: Path, name: str) -> int:
         trace = "".join(traceback.format_exception(error)[-3:])
         answer = answer_of(Refusal("failed", f"the agent failed: {type(error).__name__}: {error}", trace))
     out.put(json.dumps(answer).encode() + b"\n")
-    out.close(2.0)
+    out.end()
+    _get_out(life, out)
     return 0 if "result" in answer else 1
+
+
+def _get_out(life: Life, out: Out) -> None:
+    """Wait until everything is sent: on a slow link as long as the host is alive."""
+    try:
+        while not out.ended(0.02):
+            life.wait(0.2)
+    except HostGone:
+        out.ended(1.0)
 
 
 def _system(error: OSError, root: Path) -> Refusal:
@@ -76,11 +86,11 @@ def _system(error: OSError, root: Path) -> Refusal:
 
 
 class _Guard:
-    def __init__(self, cache: Cache, pyz: Path, name: str, out: Out) -> None:
-        self.cache, self.pyz, self.name, self.out = cache, pyz, name, out
+    def __init__(self, cache: Cache, pyz: Path, name: str, life: Life, out: Out) -> None:
+        self.cache, self.pyz, self.name, self.life, self.out = cache, pyz, name, life, out
         self.folder = cache.job(name)
         self.job = read_job(self.folder)
-        self.life = Life(float(self.job.get("heartbeat_s", HEARTBEAT_S)))
+        life.heartbeat_s = float(self.job.get("heartbeat_s", HEARTBEAT_S))
 
     def run(self) -> Json:
         """The job's last line."""
@@ -90,6 +100,7 @@ class _Guard:
             self._check_itself()
             self.cache.make()
             (self.folder / "log.txt").unlink(missing_ok=True)  # of an earlier try
+            os.utime(self.folder)  # used just now
             shared: tuple[int, ...] = ()
             if self.job["do"] in HOLDING:
                 lock = self._take_lock()
@@ -149,6 +160,7 @@ class _Guard:
                 last = keeper.follow(until="result", seconds=RESTORE_S)
                 if "result" not in last:
                     self._say(f"the power mode or the clocks were not restored: {last.get('error', 'no answer')}")
+                self.life.listen_again()
         if "result" in answer:
             answer["result"]["restored"] = "result" in last
         return answer

@@ -81,6 +81,15 @@ def mend(cache: Cache) -> None:
         progress.current().note(f"an earlier job was killed; what it had set on the board is restored now{mode}")
 
 
+def mode_to_come(cache: Cache) -> PowerMode | None:
+    """The mode that the board will be brought back to, while a job has it in another one."""
+    for note in sorted(cache.restore.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if (mode := Before.read(note).mode) is not None:
+                return mode
+    return None
+
+
 def keep(cache: Cache, name: str) -> int:
     """Set what the job asks, say so, wait for the end of stdin, restore, and say so."""
     signal.signal(signal.SIGTERM, _restore_now)

@@ -11,6 +11,8 @@ import threading
 import time
 from types import FrameType
 
+from edgecnn.agent.protocol import HEARTBEAT_S
+
 STDIN, STDOUT = 0, 1
 BACKLOG = 1000  # lines that wait for a slow link before progress is dropped
 
@@ -26,7 +28,7 @@ class HostGone(Exception):
 class Life:
     """Reads the heartbeats on stdin while others' pipes are waited for. Lives in the main thread: it takes signals."""
 
-    def __init__(self, heartbeat_s: float) -> None:
+    def __init__(self, heartbeat_s: float = HEARTBEAT_S) -> None:
         self.heartbeat_s = heartbeat_s
         self.last = time.monotonic()
         self.signal: int | None = None
@@ -55,6 +57,11 @@ class Life:
         """The host no longer counts: what is left to do is done without it."""
         self.listening = False
         self.unwatch(STDIN)
+
+    def listen_again(self) -> None:
+        """The host counts again, as if it had just been heard."""
+        self.listening, self.last = True, time.monotonic()
+        self.poll.register(STDIN, select.POLLIN)
 
     def wait(self, seconds: float) -> set[int]:
         """The watched descriptors with something to read, or at their end, within `seconds`.
@@ -96,10 +103,14 @@ class Out:
         if not droppable or self.lines.qsize() < BACKLOG:
             self.lines.put(line)
 
-    def close(self, seconds: float) -> None:
-        """Give what is left so long to get out."""
+    def end(self) -> None:
+        """Nothing more comes."""
         self.lines.put(None)
+
+    def ended(self, seconds: float) -> bool:
+        """Whether all of it gets out within `seconds`."""
         self.thread.join(seconds)
+        return not self.thread.is_alive()
 
     def _write(self) -> None:
         while (line := self.lines.get()) is not None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from agent_home import AgentHome, Running, gone, is_running, left_over
+from agent_home import AgentHome, Running, children, gone, is_running, left_over
 from golden_graphs import colours
 
 from edgecnn.agent.pack import MODULES, pack_agent
@@ -127,6 +129,49 @@ def test_a_host_that_takes_no_output_does_not_stop_the_guard(home: AgentHome) ->
     assert process.stdout
     process.stdin.close()
     process.stdout.close()
+
+
+def test_a_slow_host_gets_the_last_line_all_the_same(home: AgentHome) -> None:
+    job = home.write_job("compile", backend="onnxruntime", graph=home.put(b"talks"), heartbeat_s=1.0)
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(home.pyz), job], cwd=home.home, env=home.env, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin
+    assert process.stdout
+    stop = threading.Event()
+
+    def beat() -> None:
+        assert process.stdin
+        with contextlib.suppress(OSError):
+            while not stop.wait(0.1):
+                process.stdin.write(b".")
+                process.stdin.flush()
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    limit = time.monotonic() + 30
+    while any(b"--worker" in line for line in commands(process.pid)) or time.monotonic() < limit - 27:
+        time.sleep(0.1)  # it is done, and nobody has read a byte yet
+        assert time.monotonic() < limit
+    assert process.poll() is None
+    lines = process.stdout.read().splitlines()
+    stop.set()
+    beating.join()
+    process.stdin.close()
+    process.stdout.close()
+    assert json.loads(lines[-1])["result"]["version"] == "odd engine 1.0"
+    assert len(lines) < 5000  # progress was dropped
+    assert process.wait(5) == 0
+
+
+def commands(pid: int) -> list[bytes]:
+    """Command lines of a process's children."""
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{child}/cmdline").read_bytes())
+    return found
 
 
 # --- the job dies ---

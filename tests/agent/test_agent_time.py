@@ -202,6 +202,14 @@ def test_the_next_job_restores_when_the_keeper_was_killed_too(home: AgentHome, o
     assert_restored(home, orin)
 
 
+def test_describe_tells_the_mode_that_stays(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+    job = running(home, orin, tmp_path)
+    assert home.result("describe")["power_mode"] == "15W"
+    job.close()
+    job.wait()
+    assert_restored(home, orin)
+
+
 def test_nobody_measures_before_it_is_restored(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
     home.env["NVPMODEL_SECONDS"] = "1.0"
     job = running(home, orin, tmp_path)

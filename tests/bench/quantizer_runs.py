@@ -19,6 +19,7 @@ from packs import BenchModel, Outputs
 
 from edgecnn.backends.trt_rules import check
 from edgecnn.detect import Detections
+from edgecnn.errors import EdgeError
 from edgecnn.quantize.coverage import macs
 from edgecnn.quantize.placement import LAYERS, Graph
 from edgecnn.quantize.sessions import observe
@@ -106,9 +107,12 @@ def measured(bench: BenchModel, tool: Tool, draw: int, given: Any, reference: Ou
                 lines = [line for line in (error.stderr or "").splitlines() if line.strip()]
                 return {"model": bench.name, "tool": tool.name, "draw": draw, "failed": (lines or ["no message"])[-1]}
             numbers = bench.scored_of(draw, fold)[: given.limit]
-            shares.append(int8_share(bench, made))
-            rules |= {violation.rule.id for violation in check(made)} - HEADER
-            outputs += bench.outputs(made, numbers=numbers)
+            try:
+                shares.append(int8_share(bench, made))
+                rules |= {violation.rule.id for violation in check(made)} - HEADER
+                outputs += bench.outputs(made, numbers=numbers)
+            except EdgeError as error:
+                return {"model": bench.name, "tool": tool.name, "draw": draw, "failed": error.message.splitlines()[0]}
             chosen.append(numbers)
     numbers = np.concatenate(chosen)
     exact = _chosen(bench, reference, numbers)

@@ -20,6 +20,9 @@ from edgecnn.errors import EdgeError
 
 PR_SET_PDEATHSIG = 1
 NUMPY = "install it there: sudo apt install python3-numpy (or pip install --user numpy)"
+CUDA = "see `nvidia-smi` there; a Jetson gets CUDA by `sudo apt install nvidia-jetpack`; 35 means a driver too old for it"
+# How engines say it; CUDA's error 2 is cudaErrorMemoryAllocation.
+NO_MEMORY = ("out of memory", "Out of memory", "OutOfMemory", "std::bad_alloc", "CUDA Error: 2.")
 OOM_SCORE = "500"  # the kernel, short of memory, takes this process before the guard and sshd
 
 
@@ -87,12 +90,14 @@ def _told(error: BaseException, folder: Path) -> EdgeError:
         return Refusal("disk-full", f"the board's disk is full: {text}", "run `edgecnn devices clean`")
     if isinstance(error, EdgeError):
         return error
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "std::bad_alloc" in text:
+    if isinstance(error, MemoryError) or any(word in str(error) for word in NO_MEMORY):
         return Refusal(
             "memory", f"the board is out of memory: {text}", "lower the batch, or close other programs there"
         )  # fmt: skip
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "numpy":
         return Refusal("missing", f"numpy is missing on the board: {error}", NUMPY)
+    if "libcudart" in str(error) or "CUDA Error:" in str(error):
+        return Refusal("missing", f"CUDA does not work on the board: {text.partition('. To figure')[0]}", CUDA)
     trace = "".join(traceback.format_exception(error)[-3:])
     return Refusal("failed", f"the job on the board failed: {text}", f"where:\n{trace.strip()}")
 

@@ -10,13 +10,14 @@ import yaml
 
 from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
+from edgecnn.hosts import HERE, Boards
 from edgecnn.recipe import BenchSpec
 from edgecnn.stats import pair_ratio
 from edgecnn.target import connect
 
 
 def bench(
-    model: Path, baseline: Path | None, profile: DeviceProfile, sets: Sequence[str]
+    model: Path, baseline: Path | None, profile: DeviceProfile, sets: Sequence[str], boards: Boards = HERE
 ) -> tuple[dict[str, Any], str]:
     """Time `model`, alternating with `baseline` when given; returns (JSON document, text). Milliseconds per batch.
 
@@ -28,8 +29,8 @@ def bench(
     for path in (model, *([baseline] if baseline else [])):
         if not path.is_file():
             raise EdgeError(f"no model or engine `{path}`")
-    target = connect(profile)
-    times = target.time_files(baseline or model, model, _spec(sets))
+    spec, target = bench_spec(sets), connect(profile, boards)
+    times = target.time_files(baseline or model, model, spec)
     if times is None:
         raise EdgeError(
             f"`{profile.name}` cannot be timed here: {target.facts.hardware}",
@@ -61,7 +62,12 @@ def bench(
     return document, "\n".join(lines)
 
 
-def _spec(sets: Sequence[str]) -> BenchSpec:
+def bench_spec(sets: Sequence[str]) -> BenchSpec:
+    """The timing that `KEY=VALUE` texts ask for, as `min_pairs=64` or `bench.min_pairs=64`.
+
+    Raises:
+        EdgeError: an unknown key or a wrong value.
+    """
     values = {}
     for text in sets:
         key, _, value = text.partition("=")

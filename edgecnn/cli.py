@@ -9,8 +9,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from edgecnn.cli_bench import bench
 from edgecnn.cli_devices import devices
-from edgecnn.cli_options import AsJson, InputText, Interrupted
+from edgecnn.cli_options import (
+    AsJson,
+    Hosts,
+    InputText,
+    Interrupted,
+    Links,
+    LockClocks,
+    PowerMode,
+    Sets,
+    Strict,
+    boards_of,
+    timing_sets,
+)
 from edgecnn.cli_options import print_result as _print
 from edgecnn.cli_options import shown as _shown
 from edgecnn.cli_sensitivity import sensitivity
@@ -25,19 +38,15 @@ app = typer.Typer(
 app.add_typer(devices, name="devices")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packed recipe.")]
-Sets = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.epochs=3. Repeatable.")
-]
 DeviceName = Annotated[str | None, typer.Option("--device", help="Replace the recipe's device.")]
-Hosts = Annotated[list[str], typer.Option("--host", metavar="USER@HOST", help="A board to build, score and time on.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Not enough evidence counts as failure (exit 1).")]
 
 
 @app.command()
 def build(
-    recipe: RecipeName, device: DeviceName = None, host: Hosts = [], set_: Sets = [],  # noqa: B006  # typer reads it
+    recipe: RecipeName, device: DeviceName = None, host: Hosts = [], link: Links = [], set_: Sets = [],  # noqa: B006  # typer reads it
     until: Annotated[str | None, typer.Option(help="Stop once this stage is finished.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs, instead of runs/RECIPE/DEVICE.")] = None,
+    power_mode: PowerMode = None, lock_clocks: LockClocks = False,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="Time again, even if a kept timing fits.")] = False,
     trust_weights: Annotated[
         bool, typer.Option("--trust-weights", help="Load .pt files that hold more than tensors. They can run code.")
@@ -49,7 +58,8 @@ def build(
 
     with _shown(as_json):
         result = build_recipe(
-            recipe, device=device, hosts=host, sets=set_, until=until, out=out, remeasure=remeasure,
+            recipe, device=device, boards=boards_of(host, link),
+            sets=[*set_, *timing_sets(power_mode, lock_clocks)], until=until, out=out, remeasure=remeasure,
             trust_weights=trust_weights,
         )  # fmt: skip
     if result.report is None:
@@ -75,11 +85,16 @@ def build(
 
 
 @app.command()
-def plan(recipe: RecipeName, device: DeviceName = None, set_: Sets = [], as_json: AsJson = False) -> None:  # noqa: B006
+def plan(
+    recipe: RecipeName, device: DeviceName = None, host: Hosts = [], link: Links = [], set_: Sets = [],  # noqa: B006
+    power_mode: PowerMode = None, lock_clocks: LockClocks = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Say what a build would run, what it would keep, why, and what is missing. Exit 3 when a build would stop."""
     from edgecnn.commands import plan_recipe
 
-    decisions, missing = plan_recipe(recipe, device=device, sets=set_)
+    decisions, missing = plan_recipe(
+        recipe, device=device, boards=boards_of(host, link), sets=[*set_, *timing_sets(power_mode, lock_clocks)]
+    )
     document = {
         "stages": [{"stage": d.stage, "kept": d.kept, "why": list(d.reasons)} for d in decisions],
         "missing": [{"what": n.what, "where": n.where, "fix": n.fix, "stops": n.stops} for n in missing],
@@ -134,6 +149,7 @@ def check(
     update: Annotated[bool, typer.Option("--update", help="Write the baseline from this run.")] = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="With --update: leave the ONNX files out.")] = False,
     max_regression: Annotated[float, typer.Option(help="Tolerated accuracy drop against the baseline.")] = 0.0025,
+    host: Hosts = [], link: Links = [], power_mode: PowerMode = None, lock_clocks: LockClocks = False,  # noqa: B006
     strict: Strict = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compare a run with a stored baseline: a regression exits 1. For CI."""
@@ -147,7 +163,10 @@ def check(
         _print(as_json, {"baseline": str(baseline)}, f"wrote {baseline}")
         return
     with _shown(as_json):
-        report = check_run(folder, baseline, max_regression=max_regression)
+        report = check_run(
+            folder, baseline, max_regression=max_regression, boards=boards_of(host, link),
+            sets=timing_sets(power_mode, lock_clocks),
+        )  # fmt: skip
     if as_json:
         print(report.model_dump_json(indent=1))
     else:
@@ -218,25 +237,7 @@ def quantize(
 
 
 app.command()(sensitivity)
-
-
-@app.command()
-def bench(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_OR_ENGINE")],
-    baseline: Annotated[
-        Path | None, typer.Option(help="Another model or engine, timed alternately with the first.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to time.")] = "cpu-x86",
-    host: Hosts = [],  # noqa: B006
-    set_: Sets = [],  # noqa: B006
-    as_json: AsJson = False,
-) -> None:
-    """Time a model or engine on a device; with --baseline, as interleaved pairs."""
-    from edgecnn.commands import bench_files
-
-    with _shown(as_json):
-        document, text = bench_files(model, baseline, device=device, hosts=host, sets=set_)
-    _print(as_json, document, text)
+app.command()(bench)
 
 
 @app.command()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from edgecnn.cli_options import AsJson, print_result
+from edgecnn.cli_options import AsJson, Hosts, Links, boards_of, print_result, shown
+from edgecnn.errors import EdgeError
 
-devices = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The device files that edgecnn knows.")
+devices = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="The device files that edgecnn knows, and boards over SSH."
+)
 
 
 @devices.command("list")
@@ -32,3 +38,35 @@ def devices_show(name: str, as_json: AsJson = False) -> None:
 
     document = load_device(name).model_dump(mode="json")
     print_result(as_json, document, yaml.safe_dump(document, sort_keys=False).rstrip())
+
+
+@devices.command("probe")
+def devices_probe(
+    host: Annotated[str, typer.Argument(metavar="USER@HOST", help="A board, or an alias of ~/.ssh/config.")],
+    write: Annotated[Path | None, typer.Option(help="Write a device file made of what the board answers.")] = None,
+    link: Links = [],  # noqa: B006  # typer reads it
+    as_json: AsJson = False,
+) -> None:
+    """Ask a board what it is: JetPack, engines, GPU, memory, power mode, clocks, and which device files fit."""
+    from edgecnn.probe import probe
+
+    with shown(as_json):
+        document, text = probe(host, boards_of([host], link), write)
+    print_result(as_json, document, text)
+
+
+@devices.command("clean")
+def devices_clean(
+    host: Hosts = [],  # noqa: B006
+    max_gb: Annotated[float, typer.Option(min=0.0, help="Keep what was used last, up to this size.")] = 0.0,
+    link: Links = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Remove what edgecnn keeps on boards (~/.cache/edgecnn there): images, engines, old agents."""
+    from edgecnn.probe import clean
+
+    if not host:
+        raise EdgeError("`devices clean` needs --host USER@BOARD", "`edgecnn clean` bounds the store of this machine")
+    with shown(as_json):
+        document, text = clean(boards_of(host, link), max_gb)
+    print_result(as_json, document, text)

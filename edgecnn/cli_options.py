@@ -6,14 +6,54 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgecnn.hosts import Boards
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for programs.")]
 InputText = Annotated[
     str, typer.Option("--input", help="A foreign model's preprocessing, as mean=0.5,std=0.5,layout=nchw,size=224.")
 ]
+Sets = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.epochs=3. Repeatable.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Not enough evidence counts as failure (exit 1).")]
+Hosts = Annotated[
+    list[str],
+    typer.Option(
+        "--host", metavar="USER@HOST", help="A board to build, score and time on, over SSH. Repeatable: a fleet."
+    ),
+]
+Links = Annotated[
+    list[str],
+    typer.Option("--link", metavar="NAME=SECONDS", help="A time limit of the link, as connect_s=10. Repeatable."),
+]
+PowerMode = Annotated[
+    str | None, typer.Option("--power-mode", help="Of the board while it is timed, as nvpmodel names it; restored.")
+]
+LockClocks = Annotated[
+    bool, typer.Option("--lock-clocks", help="Lock the board's clocks (jetson_clocks) while it is timed; restored.")
+]
+
+
+def boards_of(hosts: list[str], links: list[str]) -> Boards:
+    """The boards of --host and --link.
+
+    Raises:
+        EdgeError: a --link that is not NAME=SECONDS.
+    """
+    from edgecnn.hosts import Boards, parse_limits
+
+    return Boards(tuple(hosts), parse_limits(links))
+
+
+def timing_sets(power_mode: str | None, lock_clocks: bool, section: str = "bench.") -> list[str]:
+    """--power-mode and --lock-clocks as the recipe keys that they override."""
+    sets = [f"{section}power_mode={json.dumps(power_mode)}"] if power_mode is not None else []
+    return [*sets, f"{section}lock_clocks=true"] if lock_clocks else sets
 
 
 def print_result(as_json: bool, document: object, text: str) -> None:

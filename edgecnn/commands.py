@@ -7,15 +7,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
+from edgecnn.hosts import HERE, Boards
 from edgecnn.needs import Need, check_library_names, check_writable, needs, refuse
 from edgecnn.recipe import Recipe
 from edgecnn.recipe_file import load_device, load_recipe
 from edgecnn.report import Report
 from edgecnn.store import Decision, Stopped, Store, age_text
+
+if TYPE_CHECKING:
+    from edgecnn.target import Target
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,22 @@ def store_root() -> Path:
 
 
 def build_recipe(
-    recipe: str, *, device: str | None = None, hosts: Sequence[str] = (), sets: Sequence[str] = (),
+    recipe: str, *, device: str | None = None, boards: Boards = HERE, sets: Sequence[str] = (),
     until: str | None = None, out: Path | None = None, remeasure: bool = False, trust_weights: bool = False,
 ) -> Built:  # fmt: skip
     """Build a recipe and publish its run.
 
+    Args:
+        boards: where to build, score and time; those of the environment, or this machine, where none are given.
+
     Raises:
-        EdgeError: the recipe is wrong, something it needs is missing (before any stage), or a stage failed.
+        EdgeError: the recipe is wrong, something it needs is missing, no board answers (all before any stage), or a
+            stage failed.
     """
     loaded = load_recipe(recipe, sets, device)
-    _refuse_hosts(hosts)
     profile = load_device(loaded.device)
-    refuse(needs(loaded, profile))
+    boards = boards.of(profile)
+    refuse(needs(loaded, profile, boards))
     folder = out or Path("runs") / loaded.name / profile.name
     check_writable(folder)
     from edgecnn.pipeline import STAGES, build, compile_beside
@@ -62,12 +69,13 @@ def build_recipe(
 
     if until is not None and until not in STAGES:
         raise EdgeError(f"no stage `{until}`", f"stages: {', '.join(STAGES)}")
-    check_library_names(loaded, lambda: _rehearsed(loaded, profile))
+    target = connect(profile, boards)
+    check_library_names(loaded, lambda: _rehearsed(loaded, target))
     # For the child processes that load weights; a later build of the same program starts untrusting again.
     os.environ["EDGECNN_TRUST_WEIGHTS"] = "1" if trust_weights else "0"
     store = Store(store_root(), recipe=loaded.name, until=until, remeasure=remeasure)
     try:
-        report, evidence = build(loaded, connect(profile), store)
+        report, evidence = build(loaded, target, store)
         compiled = [compile_beside(loaded, name, store) for name in loaded.compile_for]
     except Stopped:
         return Built(None, None, _made(store.decisions))
@@ -84,29 +92,31 @@ def _made(decisions: list[Decision]) -> tuple[str, ...]:
 
 
 def plan_recipe(
-    recipe: str, *, device: str | None = None, sets: Sequence[str] = ()
+    recipe: str, *, device: str | None = None, boards: Boards = HERE, sets: Sequence[str] = ()
 ) -> tuple[list[Decision], list[Need]]:
     """What a build would run or keep, with reasons, and what is missing. Makes nothing.
 
     Raises:
-        EdgeError: the recipe is wrong, or its family has no such model.
+        EdgeError: the recipe is wrong, its family has no such model, or no board answers.
     """
+    from edgecnn.target import connect
+
     loaded = load_recipe(recipe, sets, device)
     profile = load_device(loaded.device)
-    found = needs(loaded, profile)
-    decisions = _rehearsed(loaded, profile)
+    boards = boards.of(profile)
+    found = needs(loaded, profile, boards)
+    decisions = _rehearsed(loaded, connect(profile, boards))
     if not any(need.stops for need in found):
         check_library_names(loaded, lambda: decisions)
     return decisions, found
 
 
-def _rehearsed(recipe: Recipe, profile: DeviceProfile) -> list[Decision]:
+def _rehearsed(recipe: Recipe, target: Target) -> list[Decision]:
     from edgecnn.pipeline import build, compile_beside
-    from edgecnn.target import connect
 
     store = Store(store_root(), recipe=recipe.name, rehearse=True)
     with contextlib.suppress(Stopped):
-        build(recipe, connect(profile), store)
+        build(recipe, target, store)
     for name in recipe.compile_for:
         store.until = f"compile-int8@{load_device(name).name}"
         with contextlib.suppress(Stopped):
@@ -128,15 +138,22 @@ def resolve_run(path: Path) -> Path:
     )
 
 
-def check_run(run: Path, baseline: Path, *, max_regression: float) -> Report:
-    """Compare a run with a stored baseline; speed is always measured anew, both models in one session."""
+def check_run(
+    run: Path, baseline: Path, *, max_regression: float, boards: Boards = HERE, sets: Sequence[str] = ()
+) -> Report:
+    """Compare a run with a stored baseline; speed is always measured anew, both models in one session.
+
+    Args:
+        sets: `bench.KEY=VALUE` texts, for the timing.
+    """
     from edgecnn.baseline import check
-    from edgecnn.recipe import BenchSpec
+    from edgecnn.bench_files import bench_spec
     from edgecnn.report import read_report
     from edgecnn.target import connect
 
-    target = connect(load_device(read_report(run).device))
-    spec = BenchSpec()
+    profile = load_device(read_report(run).device)
+    target = connect(profile, boards.of(profile))
+    spec = bench_spec(sets)
     return check(
         run, baseline, max_regression=max_regression,
         time_files=lambda first, second: target.time_files(first, second, spec),
@@ -161,13 +178,13 @@ def quantize_file(
 
 
 def bench_files(
-    model: Path, baseline: Path | None, *, device: str, hosts: Sequence[str], sets: Sequence[str]
+    model: Path, baseline: Path | None, *, device: str, sets: Sequence[str], boards: Boards = HERE
 ) -> tuple[dict[str, Any], str]:
-    """Time one file, or two as interleaved pairs, on a device that is here."""
-    _refuse_hosts(hosts)
+    """Time one file, or two as interleaved pairs, on a device that is here or that a host answers for."""
     from edgecnn.bench_files import bench
 
-    return bench(model, baseline, load_device(device), sets)
+    profile = load_device(device)
+    return bench(model, baseline, profile, sets, boards.of(profile))
 
 
 def doctor_findings() -> tuple[list[dict[str, str]], str]:
@@ -184,11 +201,3 @@ def doctor_findings() -> tuple[list[dict[str, str]], str]:
         if finding.fix:
             lines.append(f"         fix: {finding.fix}")
     return [asdict(finding) for finding in findings], "\n".join(lines)
-
-
-def _refuse_hosts(hosts: Sequence[str]) -> None:
-    if hosts:
-        raise EdgeError(
-            f"this version cannot reach `{hosts[0]}`: boards over SSH are not in it yet",
-            "leave --host out: the graph is checked and scored in float simulation, and the verdict says so",
-        )

@@ -96,6 +96,7 @@ class DeviceFacts(Spec):
     hardware: str  # CPU model or GPU name
     driver: str = ""
     power_mode: str = ""
+    board: str = ""  # over SSH: the hosts asked, as they were given
     vnni: bool | None = None  # x86: 8-bit dot products that don't saturate at 16 bits
 
 
@@ -108,5 +109,11 @@ def resolve(scheme: Scheme, facts: DeviceFacts) -> Scheme:
 
 
 def kernels(scheme: Scheme, facts: DeviceFacts) -> str:
-    """The CPU whose own INT8 kernels onnxruntime runs here for this scheme; '' where the float simulation must do."""
-    return facts.hardware if facts.reachable and scheme.placement == "onnxruntime" else ""
+    """The CPU whose own INT8 kernels onnxruntime runs here for this scheme; '' where the float simulation must do.
+
+    A board is judged by the kernels of this machine where its CPU is the same.
+    """
+    from edgecnn.backends.cpu import read_cpu
+
+    own = facts.reachable and scheme.placement == "onnxruntime" and facts.hardware == read_cpu().name
+    return facts.hardware if own else ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
+from edgecnn.hosts import HERE, Boards
 from edgecnn.recipe import ModelSpec, QuantizeSpec, Recipe, TrainSpec
 from edgecnn.recipe_file import load_device
 
@@ -29,8 +30,11 @@ class Need:
     stops: bool = True
 
 
-def needs(recipe: Recipe, profile: DeviceProfile) -> list[Need]:
+def needs(recipe: Recipe, profile: DeviceProfile, boards: Boards = HERE) -> list[Need]:
     """Everything a build of `recipe` would lack on this machine; looks only, loads nothing heavy.
+
+    Args:
+        boards: that stand for the device; whoever of them can't be reached is an error of its own.
 
     Raises:
         EdgeError: a device cannot do what the recipe asks, or family `small` has no such model.
@@ -48,13 +52,14 @@ def needs(recipe: Recipe, profile: DeviceProfile) -> list[Need]:
     for name in ("torch", "safetensors", "onnxscript"):
         if importlib.util.find_spec(name) is None:
             found.append(Need(f"the Python package `{name}`", "this environment", "pip install 'edgecnn[train]'"))
-    return [*dict.fromkeys([*found, *_wanted(recipe, profile, models)])]
+    return [*dict.fromkeys([*found, *_wanted(recipe, profile, models, boards)])]
 
 
-def _wanted(recipe: Recipe, profile: DeviceProfile, models: list[ModelSpec]) -> list[Need]:
+def _wanted(recipe: Recipe, profile: DeviceProfile, models: list[ModelSpec], boards: Boards) -> list[Need]:
     """What a build goes on without, at a price: weights that must be fetched, a GPU to train on, the device itself."""
     from edgecnn import families
     from edgecnn.backends.gpu import list_gpus
+    from edgecnn.backends.jobs import refuse_modes
     from edgecnn.target import connect
 
     found = [Need(*need, stops=False) for model in models for need in families.to_fetch(model)]
@@ -65,8 +70,12 @@ def _wanted(recipe: Recipe, profile: DeviceProfile, models: list[ModelSpec]) -> 
         keys = " and ".join(f"`{section}.amp`" for section in trained)
         fix = "build on a machine with one; on this CPU the same training runs, but it may take days"
         found.append(Need(f"an NVIDIA GPU, for which {keys} asks", "nvidia-smi", fix, stops=False))
-    if profile.backend in ("tensorrt", "tensorrt-rtx") and not connect(profile).facts.reachable:
-        fix = "build on the device; without it the graph is checked and simulated, nothing is timed, and the verdict"
+    reachable = bool(boards) or connect(profile).facts.reachable
+    if reachable and not boards:
+        refuse_modes(recipe.bench)
+    if profile.backend in ("tensorrt", "tensorrt-rtx") and not reachable:
+        fix = "build with --host USER@BOARD, or on the device; without it the graph is checked and simulated, nothing"
+        fix += " is timed, and the verdict"
         found.append(Need(f"the device `{profile.name}`", "this machine", f"{fix} stays incomplete", stops=False))
     return found
 

@@ -7,6 +7,7 @@ from edgecnn.device import kernels
 from edgecnn.errors import EdgeError
 from edgecnn.families.export import export
 from edgecnn.gate import Evidence, verdict
+from edgecnn.hosts import HERE
 from edgecnn.needs import check_calibration
 from edgecnn.quantize import quantize, suppress, typed_float
 from edgecnn.recipe import Recipe
@@ -63,10 +64,11 @@ def build(recipe: Recipe, target: Target, store: Store) -> tuple[Report, Evidenc
 
 def compile_beside(recipe: Recipe, name: str, store: Store) -> tuple[CompiledFor, Artifact | None]:
     """Make the INT8 engine of a further device, or check it where it can't be made; no verdict. Failure is a result."""
-    target = connect(load_device(name))
-    name = target.profile.name  # a device file may have been given by its path
+    profile = load_device(name)
+    name = profile.name  # a device file may have been given by its path
     data, model, plain = float_model(recipe, store)
     try:
+        target = connect(profile, HERE.of(profile))
         int8 = int8_model(f"quantize@{name}", recipe, target, store, data, model, plain)
         engine = store.stage(f"compile-int8@{name}", target.compile, target.profile, target.facts, int8)
     except EdgeError as error:

@@ -151,6 +151,17 @@ class BenchSpec(Spec):
     min_pairs: PositiveInt = 200
     min_seconds: PositiveFloat = 3.0
     max_seconds: PositiveFloat = 30.0
+    profile: Literal["quick", "mlperf"] | None = None  # raises the three numbers above; None: as they are written
+    power_mode: str | None = None  # by the name that the board's `nvpmodel` gives it
+    lock_clocks: bool = False
+
+    def raised(self) -> BenchSpec:
+        """With the numbers raised to what the profile asks: 1,024 pairs and 10 s, of mlperf (single stream) 600 s."""
+        if self.profile is None:
+            return self
+        seconds, most = (10.0, 600.0) if self.profile == "quick" else (600.0, 3600.0)
+        least = {"min_pairs": max(self.min_pairs, 1024), "min_seconds": max(self.min_seconds, seconds)}
+        return self.model_copy(update={**least, "max_seconds": max(self.max_seconds, most)})
 
 
 class Budgets(Spec):

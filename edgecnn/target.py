@@ -1,8 +1,8 @@
 """A device: the one we are on, or one that isn't here. `compile`, `score` and `time_pairs` are stages of the page.
 
-`connect` answers with what stands behind a profile: this machine's CPU (`Local`), its GPU (`LocalGpu`), or nothing
-(`Offline`), which goes as far as it honestly can: engines compiled ahead of time or graphs checked, accuracy by float
-simulation, no time measured. Nothing here loads an engine: that happens in child processes.
+`connect` answers with what stands behind a profile: boards over SSH (`SshTarget`), this machine's CPU (`Local`), its
+GPU (`LocalGpu`), or nothing (`Offline`), which goes as far as it honestly can: engines compiled ahead of time or graphs
+checked, accuracy by float simulation, no time measured. Nothing here loads an engine: that happens in child processes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from edgecnn.backends.engine_io import EngineCheck
 from edgecnn.backends.gpu import Gpu, list_gpus
 from edgecnn.bench import PairTimes
 from edgecnn.device import DeviceFacts, DeviceProfile, Scheme, resolve
+from edgecnn.hosts import HERE, Boards
 from edgecnn.recipe import BenchSpec, ScoreSpec
 from edgecnn.score import score_file
 from edgecnn.store import Artifact
@@ -56,8 +57,16 @@ class Target(Protocol):
         """Time two files (ONNX, or engines of this device) side by side; None where nothing can be timed."""
 
 
-def connect(profile: DeviceProfile) -> Target:
-    """Whatever stands behind a profile on this machine. Light: no engine is loaded."""
+def connect(profile: DeviceProfile, boards: Boards = HERE) -> Target:
+    """Whatever stands behind a profile: the boards given, else what this machine is. Light: no engine is loaded here.
+
+    Raises:
+        EdgeError: no board answers, or one is another device than the profile's.
+    """
+    if boards:
+        from edgecnn.target_ssh import connect_boards
+
+        return connect_boards(profile, boards)
     cpu = read_cpu()
     match profile.backend:
         case "onnxruntime":
@@ -118,6 +127,12 @@ def _absence(profile: DeviceProfile, gpus: tuple[Gpu, ...]) -> str:
 _VNNI = {True: ", VNNI", False: ", no VNNI: sums saturate at 16 bits, so the accuracy is this CPU's own", None: ""}
 
 
+def weights_detail(scheme: Scheme, facts: DeviceFacts) -> str:
+    """What stands beside an INT8 score of a CPU: its weights' bits, and whether its sums can saturate."""
+    bits = 7 if scheme.weights == "int8-per-channel-7bit" else 8
+    return f"{bits}-bit weights{_VNNI[facts.vnni]}"
+
+
 @dataclass(frozen=True)
 class Local:
     """This machine's CPU under onnxruntime or OpenVINO: the graph itself is the engine.
@@ -147,10 +162,8 @@ class Local:
     @decided_by("onnxruntime", "onnxruntime-gpu")
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target. The real INT8 kernels of this CPU."""
-        detail = ""
-        if engine_io.read_engine(engine.path).quantized:
-            bits = 7 if self.scheme.weights == "int8-per-channel-7bit" else 8
-            detail = f"{bits}-bit weights{_VNNI[facts.vnni]}"
+        quantized = engine_io.read_engine(engine.path).quantized
+        detail = weights_detail(self.scheme, facts) if quantized else ""
         score_file(out, spec, engine.path / "model.onnx", data.path, backend=self.profile.backend, detail=detail)
 
     @decided_by("onnxruntime", "onnxruntime-gpu")

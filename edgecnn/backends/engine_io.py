@@ -78,6 +78,15 @@ def is_quantized(model: Path) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in loaded.graph.node)
 
 
+def fixed_batch(model: Path) -> int | None:
+    """The batch that an ONNX file's first input is fixed to, None where it is free."""
+    import onnx
+
+    inputs = onnx.load(str(model), load_external_data=False).graph.input
+    sizes = [int(size.dim_value) for size in inputs[0].type.tensor_type.shape.dim] if inputs else []
+    return sizes[0] or None if sizes else None
+
+
 def take_graphs(out: Path, profile: DeviceProfile, model: Path) -> tuple[Path, bool]:
     """Copy a model's graphs into a compile stage; return the one to compile and whether it is quantized.
 

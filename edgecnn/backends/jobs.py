@@ -50,16 +50,36 @@ def time_in_child(
     out: Path, backend: BackendName, files: tuple[Path, Path], spec: BenchSpec, facts: DeviceFacts,
     until: Literal["speed", "regression"],
 ) -> PairTimes:  # fmt: skip
-    """Time two files in one child process. `until`: which rule decides whether more pairs are wanted. Log: time.log."""
+    """Time two files in one child process. `until`: which rule decides whether more pairs are wanted. Log: time.log.
+
+    Raises:
+        EdgeError: a power mode or locked clocks are asked of this machine, or the engine failed.
+    """
+    refuse_modes(spec)
     job = {
         "do": "time", "backend": backend, "first": str(files[0]), "second": str(files[1]), "until": until,
-        "spec": spec.model_dump(mode="json"), "times": str(out / "pairs.npz"),
+        "spec": spec.raised().model_dump(mode="json"), "times": str(out / "pairs.npz"),
     }  # fmt: skip
     conditions = run_child(CHILD, job, out / "time.log")
     with np.load(out / "pairs.npz") as times:
         pair_times = PairTimes(times["first_ms"], times["second_ms"], {**conditions, "hardware": facts.hardware})
     (out / "pairs.npz").unlink()
     return pair_times
+
+
+def refuse_modes(spec: BenchSpec) -> None:
+    """Refuse what is asked of a board: this machine's power mode and clocks are left alone.
+
+    Raises:
+        EdgeError: always then; it names the keys.
+    """
+    asked = [key for key in ("power_mode", "lock_clocks") if getattr(spec, key)]
+    if asked:
+        keys = " and ".join(f"`bench.{key}`" for key in asked)
+        raise EdgeError(
+            f"{keys} is set, but the device is this machine, whose modes edgecnn leaves alone",
+            "give the board with --host USER@BOARD, or set the mode yourself and leave the key out",
+        )
 
 
 def time_files(

@@ -15,6 +15,7 @@ from color_graphs import CONTRACT, color_net, colors, hard_net, saved
 from quantize_graphs import CPU, TENSORRT, Pictures
 from typer.testing import CliRunner
 
+from edgecnn.backends.cpu import read_cpu
 from edgecnn.cli import app
 from edgecnn.commands import quantize_file
 from edgecnn.device import DeviceFacts, Scheme, kernels
@@ -101,11 +102,16 @@ def test_a_budget_without_labels_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "reachable", "name"),
-    [(CPU, True, "AMD EPYC"), (CPU, False, ""), (TENSORRT, True, "")],
+    ("scheme", "reachable", "cpu", "name"),
+    [
+        (CPU, True, read_cpu().name, read_cpu().name),
+        (CPU, True, "the CPU of a board", ""),
+        (CPU, False, read_cpu().name, ""),
+        (TENSORRT, True, read_cpu().name, ""),
+    ],
 )
-def test_only_onnxruntime_here_judges_by_its_own_kernels(scheme: Scheme, reachable: bool, name: str) -> None:
-    facts = DeviceFacts(reachable=reachable, backend_version="onnxruntime 1.32.0", hardware="AMD EPYC")
+def test_only_onnxruntime_here_judges_by_its_own_kernels(scheme: Scheme, reachable: bool, cpu: str, name: str) -> None:
+    facts = DeviceFacts(reachable=reachable, backend_version="onnxruntime 1.32.0", hardware=cpu)
     assert kernels(scheme, facts) == name
 
 

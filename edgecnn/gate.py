@@ -12,6 +12,7 @@ from edgecnn.device import DeviceFacts, DeviceProfile
 from edgecnn.latency_rule import MIN_PAIRS
 from edgecnn.recipe import Budgets, Recipe
 from edgecnn.report import Check, Conditions, Report, State, as_json, now, write_atomically
+from edgecnn.report.board_figures import board_notes, boards_text
 from edgecnn.report.box_figures import box_parts
 from edgecnn.report.evidence import (
     Array,
@@ -202,7 +203,9 @@ def _speedup(limit: float, measured: Measured) -> Check:
         return Check(name="min_speedup", state="incomplete", limit=limit, unit="x", detail=conditions)
     ratio = stats.pair_ratio(measured.int8_ms, measured.float_ms)
     state: State
-    if len(measured.int8_ms) < MIN_PAIRS:
+    if not measured.speed.valid:
+        state, why = "not-enough-evidence", f"not a valid run: {measured.speed.invalid_why}; "
+    elif len(measured.int8_ms) < MIN_PAIRS:
         state, why = "not-enough-evidence", f"fewer than {MIN_PAIRS} pairs decide nothing; "
     elif ratio.lower >= limit:
         state, why = "pass", ""
@@ -249,7 +252,8 @@ def _conditions(facts: DeviceFacts, measured: Measured) -> Conditions:
         hardware=facts.hardware,
         backend=facts.backend_version,
         driver=facts.driver,
-        power_mode=facts.power_mode,
+        power_mode=measured.speed.power_mode or facts.power_mode,
+        boards=boards_text(after, measured.speed),
         simulated=after.simulated,
         scoring=after.how,
         reference=measured.answers.reference.file.how,
@@ -294,6 +298,7 @@ def _notes(
             distance = abs(before.file.value - reference.file.value)
             if distance > 0.003:
                 notes.append(f"the device's float engine is {100 * distance:.1f} points of mAP away from FP32")
+    notes += board_notes(measured.speed)
     if facts.reachable and measured.speed.measured and not measured.speed.clocks_locked:
         notes.append("clocks were not locked: absolute times belong to this run, the ratio is what compares")
     return tuple(dict.fromkeys(notes))

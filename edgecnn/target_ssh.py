@@ -14,15 +14,16 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from edgecnn import progress
 from edgecnn.agent.files import digest_of
 from edgecnn.backends import engine_io, jobs, trt
 from edgecnn.backends.engine_io import EngineCheck
 from edgecnn.backends.gpu import Gpu
-from edgecnn.bench import PairTimes
+from edgecnn.bench import PairTimes, percentiles
 from edgecnn.device import DeviceFacts, DeviceProfile, Scheme, resolve
 from edgecnn.errors import EdgeError
 from edgecnn.fleet import Board, Done, Fleet, Json
@@ -32,17 +33,23 @@ from edgecnn.recipe import BenchSpec, ScoreSpec
 from edgecnn.store import Artifact
 from edgecnn.target import is_device, weights_detail
 
+if TYPE_CHECKING:
+    from edgecnn.agent.pack import Agent
+
 PIECES = 8  # of a score, for each board: what a lost link costs at most is one
 PIECE_IMAGES = 256  # but not fewer than so many images: every piece loads the engine
 
 
-def connect_boards(profile: DeviceProfile, boards: Boards) -> SshTarget:
+def connect_boards(profile: DeviceProfile, boards: Boards, agent: Agent | None = None) -> SshTarget:
     """Ask the boards what they are.
+
+    Args:
+        agent: what runs there; default the one of this edgecnn.
 
     Raises:
         EdgeError: none answers, or one is not the profile's device, or they are not alike.
     """
-    fleet = open_fleet(boards)
+    fleet = open_fleet(boards, agent)
     answered = fleet.each(lambda board: dict(board.facts))
     found = [Done(one.host, facts_of(profile, boards, one)) for one in answered]
     first = found[0]
@@ -55,7 +62,7 @@ def connect_boards(profile: DeviceProfile, boards: Boards) -> SshTarget:
     return SshTarget(profile, first.result, fleet)
 
 
-def open_fleet(boards: Boards) -> Fleet:
+def open_fleet(boards: Boards, agent: Agent | None = None) -> Fleet:
     """The boards, to be connected to when there is work.
 
     Raises:
@@ -70,8 +77,8 @@ def open_fleet(boards: Boards) -> Fleet:
     for name, _ in boards.limits:
         if name not in known:
             raise EdgeError(f"no link limit `{name}`", f"valid: {', '.join(sorted(known))}")
-    limits, agent = replace(limits, **dict(boards.limits)), pack_agent()
-    return Fleet(boards.hosts, lambda host: link.Board.connect(host, limits=limits, agent=agent))
+    limits, packed = replace(limits, **dict(boards.limits)), agent or pack_agent()
+    return Fleet(boards.hosts, lambda host: link.Board.connect(host, limits=limits, agent=packed))
 
 
 def gpu_of(answer: Mapping[str, Any]) -> Gpu | None:
@@ -207,7 +214,8 @@ class SshTarget:
     def time_pairs(self, out: Path, spec: BenchSpec, facts: DeviceFacts, base: Artifact, engine: Artifact) -> None:
         """See Target. Every living board is timed; the slowest one's pairs are the figure, all are in speed.json."""
         files = [stage.path / (engine_io.read_engine(stage.path).engine or "model.onnx") for stage in (base, engine)]
-        times = self._time(out, files[0], files[1], spec, "speed")
+        contract = read_contract(engine.path / "model.onnx")
+        times = self._time(out, files[0], files[1], spec, "speed", contract)
         jobs.write_speed(out, times, spec, facts)
 
     def time_files(self, first: Path, second: Path, spec: BenchSpec) -> PairTimes | None:
@@ -219,13 +227,15 @@ class SshTarget:
             return self._time(Path(folder), first, second, spec, "regression")
 
     def _time(
-        self, out: Path, first: Path, second: Path, spec: BenchSpec, until: Literal["speed", "regression"]
-    ) -> PairTimes:
+        self, out: Path, first: Path, second: Path, spec: BenchSpec, until: Literal["speed", "regression"],
+        contract: IoContract | None = None,
+    ) -> PairTimes:  # fmt: skip
         asked = {"profile", "power_mode", "lock_clocks"}
         job = {
             "do": "time", "backend": self.profile.backend, "until": until,
             "spec": spec.raised().model_dump(mode="json", exclude=asked), "profile": spec.profile,
             "power_mode": spec.power_mode, "lock_clocks": spec.lock_clocks,
+            "io": contract.model_dump(mode="json") if contract else None,
         }  # fmt: skip
         done = self.fleet.each(lambda board: _time(board, self.profile, job, (first, second), out))
         slowest = max(done, key=lambda one: float(np.median(one.result.second_ms)))
@@ -264,11 +274,13 @@ def _keep(contract: IoContract, spec: ScoreSpec) -> Json:
 
 def _compile(board: Board, profile: DeviceProfile, graph: Path, engine: Path | None = None) -> Json:
     digest = digest_of(graph)
-    answer: Json = board.run(
-        {"do": "compile", "backend": profile.backend, "graph": digest, "name": graph.name},
-        {digest: graph},
-        step=f"compile {graph.name}",
-    )
+    # Only TensorRT for RTX is told for which GPU, the other builds for the one it is on.
+    capability = profile.compute_capability if profile.backend == "tensorrt-rtx" else None
+    job = {
+        "do": "compile", "backend": profile.backend, "graph": digest, "name": graph.name,
+        "compute_capability": capability,
+    }  # fmt: skip
+    answer: Json = board.run(job, {digest: graph}, step=f"compile {graph.name}")
     if answer["engine"] is not None and engine is not None:
         board.fetch(answer["engine"], answer["size"], engine)
     return answer
@@ -331,16 +343,23 @@ def _time(board: Board, profile: DeviceProfile, job: Json, files: tuple[Path, Pa
     folder = out / f"pairs-{hashlib.sha256(board.host.encode()).hexdigest()[:12]}"
     folder.mkdir(exist_ok=True)
     answer = board.run({**job, "first": ready[0], "second": ready[1]}, inputs, out=folder, step="time")
-    with np.load(folder / "pairs.npz", allow_pickle=False) as pairs:
-        times = PairTimes(pairs["first_ms"], pairs["second_ms"], answer["conditions"])
+    with np.load(folder / "pairs.npz", allow_pickle=False) as file:
+        pairs = {name: file[name] for name in file.files}
     shutil.rmtree(folder)
-    return times
+    # The verdict is of the engine alone; the same with its transfers, and from images to outputs, stand beside it.
+    sides = {
+        f"{kind}_ms": {one: percentiles(pairs[f"{one}_{kind}_ms"]) for one in ("first", "second")}
+        for kind in ("io", "e2e")
+        if f"first_{kind}_ms" in pairs
+    }
+    if answer.get("restored") is False:
+        mended = "the next job there restores them"
+        progress.current().note(f"{board.host}: its power mode or clocks are not restored yet: {mended}")
+    return PairTimes(pairs["first_ms"], pairs["second_ms"], {**answer["conditions"], **sides})
 
 
 def _summary(times: PairTimes) -> Json:
     """A board's own figures, for speed.json."""
-    from edgecnn.bench import percentiles
-
     kept = ("pairs", "power_mode", "clocks_locked", "temperature_c", "throttled", "valid", "invalid_why")
     own = {key: times.conditions[key] for key in kept if key in times.conditions}
     return {"float": percentiles(times.first_ms), "int8": percentiles(times.second_ms), **own}

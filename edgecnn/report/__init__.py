@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Literal[1] = 1
 State = Literal["pass", "fail", "not-enough-evidence", "incomplete", "not-comparable"]
-Unit = Literal["%", "points", "ms", "x", "MB", "dB", "images/s", "images", "pairs", "layers", "p", ""]
+Unit = Literal["%", "points", "ms", "x", "MB", "dB", "images/s", "mJ", "images", "pairs", "layers", "p", ""]
 Group = Literal["accuracy", "latency", "quantization", "size"]
 # The verdict is the first of these that any check has.
 GRAVITY: tuple[State, ...] = ("fail", "incomplete", "not-comparable", "not-enough-evidence", "pass")
@@ -133,6 +133,7 @@ class Conditions(Spec):
     backend: str  # with its version
     driver: str = ""
     power_mode: str = ""
+    boards: str = ""  # over SSH: each board that took part, and what it did
     simulated: bool  # INT8 accuracy by float simulation of the graph, not by the engine
     scoring: str  # how INT8 was scored
     reference: str  # what the drop is measured against

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgecnn import stats
 from edgecnn.report import ClassAccuracy, Distribution, Figure, Group, Unit
+from edgecnn.report.board_figures import board_figures, board_text
 from edgecnn.report.box_figures import box_figures, class_precisions, split_figures
 from edgecnn.report.evidence import Array, Classified, Detected, Measured, Scores, finite
 from edgecnn.report.ladder import Ladder, Rung
@@ -105,7 +106,7 @@ def timing_text(speed: SpeedFile) -> str:
     threads = f"{speed.threads} thread{'s' if speed.threads != 1 else ''}" if speed.threads else ""
     parts = (
         f"{speed.pairs:,} interleaved pairs in {speed.seconds:.0f} s", f"batch {speed.batch}", threads,
-        speed.hardware, speed.backend, speed.what, time_text(speed.when),
+        speed.hardware, speed.backend, board_text(speed), speed.what, time_text(speed.when),
     )  # fmt: skip
     return " · ".join(part for part in parts if part)
 
@@ -217,3 +218,4 @@ def _latency(measured: Measured, float_name: str) -> Iterator[Figure]:
     for key, title, ms in (("float", float_name, measured.float_ms), ("int8", "INT8", measured.int8_ms)):
         rate = 1000 * measured.speed.batch / float(np.median(ms))
         yield _figure("latency", f"{key}_throughput", f"{title} throughput", rate, "images/s", f"at p50 · {conditions}")
+    yield from board_figures(measured.speed, float_name, conditions)

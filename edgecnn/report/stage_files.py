@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -47,7 +47,7 @@ class HostPart(_File):
 
 
 class ScoreFile(_File):
-    """score.json. `value` is a fraction of 1; `coco` and `host` are a detector's."""
+    """score.json. `value` is a fraction of 1; `coco`, `host` are a detector's; `boards`: images scored by each."""
 
     metric: str
     value: float
@@ -56,10 +56,37 @@ class ScoreFile(_File):
     simulated: bool
     coco: CocoPart | None = None
     host: HostPart | None = None
+    boards: dict[str, int] = {}
+
+
+class ClockPart(_File):
+    """A clock while pairs ran, MHz."""
+
+    min: float
+    median: float
+    max: float
+
+
+class HeatPart(_File):
+    """A zone's temperature while pairs ran, °C."""
+
+    start: float
+    max: float
+
+
+class BoardPart(_File):
+    """One board's own pairs: percentiles of INT8 in ms by name, as `p50_ms`."""
+
+    int8: dict[str, float]
+    valid: bool = True
+    invalid_why: str = ""
 
 
 class SpeedFile(_File):
-    """speed.json; where `measured` is False only `why` is sure to be there."""
+    """speed.json; where `measured` is False only `why` is sure to be there.
+
+    What follows `load_average` is a board's, of the one whose pairs are the figure; `first` is float, `second` INT8.
+    """
 
     measured: bool
     why: str | None = None
@@ -75,6 +102,19 @@ class SpeedFile(_File):
     p99_valid: bool = False
     p99_invalid_why: str | None = None
     load_average: float | None = None
+    board: str = ""
+    boards: dict[str, BoardPart] = {}
+    power_mode: str = ""
+    gpu_mhz: ClockPart | None = None
+    emc_mhz: ClockPart | None = None
+    cpu_mhz: ClockPart | None = None
+    temperature_c: dict[str, HeatPart] = {}
+    energy_mj: dict[str, float | None] = {}  # per inference, above idle
+    io_ms: dict[str, dict[str, float]] = {}
+    e2e_ms: dict[str, dict[str, float]] = {}
+    gpu_users: tuple[dict[str, Any], ...] = ()
+    valid: bool = True
+    invalid_why: str = ""
 
 
 class EngineFile(_File):

@@ -64,6 +64,8 @@ def number_text(value: float | None, unit: str) -> str:
             return f"{value:.3f} MB" if abs(value) < 10 else f"{value:.1f} MB"
         case "dB":
             return f"{value:.1f} dB"
+        case "mJ":
+            return f"{value:.3g} mJ"
         case "p" | "":
             return f"{value:.3g}"
         case _:  # counts and rates
@@ -182,6 +184,7 @@ def condition_rows(conditions: Conditions) -> list[tuple[str, str]]:
         ("Backend", conditions.backend),
         ("Driver", conditions.driver),
         ("Power mode", conditions.power_mode),
+        ("Boards", conditions.boards),
         ("Scored images", f"{conditions.images:,}"),
         ("INT8 scored by", conditions.scoring + (" (simulated)" if conditions.simulated else "")),
         ("Reference", conditions.reference),

@@ -11,6 +11,7 @@ import json
 import os
 import select
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,3 +129,7 @@ def _driver() -> Nvml | None:
         return Nvml()
     except (OSError, AttributeError):
         return None
+
+
+if __name__ == "__main__":
+    sys.exit(sample(Path(sys.argv[1])))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ from edgecnn.feeding import Feeding
 
 MIN_QUERIES = 1024
 PROFILES = {"quick": 10.0, "mlperf": 600.0}  # seconds at least; MLPerf's single stream wants ten minutes
+NAMES = ("first", "second")
 CPUS = "sys/devices/system/cpu"
 SIDE_SHARE = 0.1  # of the pairs and the time: what the times with transfers and end to end get, each
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and on what to measure: what the recipe's `bench` section says, raised to what the profile wants."""
+    """How long and on what to measure: the recipe's `bench` section, which the host has raised to its profile."""
 
     batch: int
     threads: int
@@ -43,20 +44,9 @@ class Plan:
     max_seconds: float
 
     @staticmethod
-    def of(spec: Json, profile: str | None) -> Plan:
-        """From the job.
-
-        Raises:
-            Refusal: no such profile.
-        """
-        plan = Plan(**{name: spec[name] for name in Plan.__dataclass_fields__})
-        if profile is None or profile == "recipe":
-            return plan
-        if profile not in PROFILES:
-            raise Refusal("refused", f"no timing profile `{profile}`", f"valid: {', '.join(PROFILES)}")
-        seconds = max(plan.min_seconds, PROFILES[profile])
-        most = max(plan.max_seconds, 2 * seconds)
-        return replace(plan, min_pairs=max(plan.min_pairs, MIN_QUERIES), min_seconds=seconds, max_seconds=most)
+    def of(spec: Json) -> Plan:
+        """From the job; what it holds besides is the host's."""
+        return Plan(**{name: spec[name] for name in Plan.__dataclass_fields__})
 
     def side(self) -> Plan:
         """For the times that no verdict rests on."""
@@ -79,74 +69,93 @@ def time_pairs(cache: Cache, folder: Path, job: Json) -> Json:
     Returns:
         `files`, with pairs.npz: `first_ms` and `second_ms`, the same with `_io_ms` and `_e2e_ms`; and `conditions`.
     """
-    plan, root = Plan.of(job["spec"], job.get("profile")), sys_root()
+    plan, profile, root = Plan.of(job["spec"]), job.get("profile") or "recipe", sys_root()
+    if profile not in ("recipe", *PROFILES):
+        raise Refusal("refused", f"no timing profile `{profile}`", f"valid: {', '.join(PROFILES)}")
     backend = load_backend(job["backend"])
-    models = {name: backend.load(files.checked(cache, job[name]), threads=plan.threads) for name in ("first", "second")}
-    users = sensors.gpu_users()
-    inputs = {name: feeds(runner.inputs, plan.batch, cache.file(job[name])) for name, runner in models.items()}
-    engine = {name: runner.prepared(inputs[name]) for name, runner in models.items()}
-    monitor = Monitor(folder / "samples.jsonl", sampler_command(folder / "samples.jsonl"))
-    try:
-        sampled = monitor.ready()
-        with monitor.span("idle"):
-            time.sleep(plan.power_seconds if sampled and monitor.tells("mw") else 0.0)
-        with monitor.span("pairs"):
-            times = bench.time_pairs(engine["first"], engine["second"], plan, undecided_by(job["until"]))
-        counts = {}
-        for name, run in engine.items() if monitor.tells("mw") else ():
-            with monitor.span(name):
-                counts[name] = busy(run, plan.power_seconds) * plan.batch
-        sides = _sides(models, inputs, job, plan)
-    finally:
-        samples = monitor.close()
-    found = conditions(samples, monitor.spans, counts)
-    queries = len(times.first_ms)
+    paths = [files.checked(cache, job[name]) for name in NAMES]
+    runners = [backend.load(path, threads=plan.threads) for path in paths]
+    samples = folder / "samples.jsonl"
+    measured = measure(runners, paths, plan, job["until"], Monitor(samples, sampler_command(samples)), job.get("io"))
+    why = invalid(plan, profile, len(measured.arrays["first_ms"]), measured.conditions)
     out = folder / "out"
     out.mkdir(mode=0o700, exist_ok=True)
-    arrays = {"first_ms": times.first_ms, "second_ms": times.second_ms, **sides}
     with (out / "pairs.npz").open("wb") as file:
-        np.savez(file, **arrays)
-    why = invalid(plan, queries, times.conditions["seconds"], found)
-    mode = read_mode()
+        np.savez(file, **measured.arrays)
+    found, queries, mode = measured.conditions, len(measured.arrays["first_ms"]), read_mode()
     taken = bench.conditions(plan, queries, root / CPUS)
     locked = sensors.clocks_locked(root)  # the CPU's and, where it tells them, the GPU's
     p99_valid, p99_why = bench.p99_validity(queries, replace(bench.read_clocks(root / CPUS), locked=locked))
     return {
         "files": [files.entry(out / "pairs.npz")],
         "conditions": {
-            **times.conditions, **taken, **found, "clocks_locked": locked, "p99_valid": p99_valid and not why,
-            "p99_invalid_why": p99_why or "; ".join(why), "backend": backend.version(),
-            "how": {name: runner.how for name, runner in models.items()}, "profile": job.get("profile") or "recipe",
-            "power_mode": mode.name if mode else "", "power": _power(folder), "gpu_users": users,
-            "valid": not why, "invalid_why": "; ".join(why),
+            **taken, **found, "clocks_locked": locked, "p99_valid": p99_valid and not why,
+            "p99_invalid_why": p99_why or why, "backend": backend.version(),
+            "profile": profile, "valid": not why, "invalid_why": why, "power_mode": mode.name if mode else "",
+            "power": _power(folder),
         },
     }  # fmt: skip
 
 
-def invalid(plan: Plan, queries: int, seconds: float, found: Json) -> list[str]:
-    """Why these times may not be used, if they may not."""
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds by name, and what was found out while they were taken."""
+
+    arrays: dict[str, Any]
+    conditions: Json
+
+
+def measure(
+    runners: Sequence[Runner], paths: Sequence[Path], plan: Plan, until: str, monitor: Monitor, io: Json | None = None
+) -> Measured:
+    """Time two loaded models under a monitor, which is closed at the end.
+
+    Args:
+        paths: the models' files, for errors. io: their contract, where they take images.
+    """
+    users = sensors.gpu_users()
+    try:
+        inputs = [feeds(runner.inputs, plan.batch, path) for runner, path in zip(runners, paths, strict=True)]
+        engines = [runner.prepared(arrays) for runner, arrays in zip(runners, inputs, strict=True)]
+        powered = monitor.ready() and monitor.tells("mw")
+        with monitor.span("idle"):
+            time.sleep(plan.power_seconds if powered else 0.0)
+        with monitor.span("pairs"):
+            times = bench.time_pairs(engines[0], engines[1], plan, undecided_by(until))
+        counts = {}
+        for name, run in zip(NAMES, engines, strict=True) if powered else ():
+            with monitor.span(name):
+                counts[name] = busy(run, plan.power_seconds) * plan.batch
+        sides = _sides(runners, inputs, plan, io)
+    finally:
+        samples = monitor.close()
+    found = conditions(samples, monitor.spans, counts)
+    more = {
+        "how": {name: runner.how for name, runner in zip(NAMES, runners, strict=True)}, "gpu_users": users,
+    }  # fmt: skip
+    arrays = {"first_ms": times.first_ms, "second_ms": times.second_ms, **sides}
+    return Measured(arrays, {**times.conditions, **found, **more})
+
+
+def invalid(plan: Plan, profile: str, queries: int, found: Json) -> str:
+    """Why these times may not be used; '' where they may."""
+    floor_s, seconds = PROFILES.get(profile, 0.0), found["seconds"]
+    least, least_s = (max(plan.min_pairs, MIN_QUERIES) if floor_s else plan.min_pairs), max(plan.min_seconds, floor_s)
     why = []
     if found["throttled"]:
         why.append(f"the board slowed itself down: {found['throttled_why']}")
-    if queries < plan.min_pairs or seconds < plan.min_seconds:
-        why.append(
-            f"{queries} queries in {seconds:.1f} s, at least {plan.min_pairs} in {plan.min_seconds:g} s were asked"
-        )
-    return why
+    if queries < least or seconds < least_s:
+        why.append(f"{queries} queries in {seconds:.1f} s, at least {least} in {least_s:g} s were wanted")
+    return "; ".join(why)
 
 
-def _sides(models: dict[str, Runner], inputs: dict[str, Any], job: Json, plan: Plan) -> dict[str, Any]:
+def _sides(runners: Sequence[Runner], inputs: Sequence[Any], plan: Plan, io: Json | None) -> dict[str, Any]:
     """The times with transfers and end to end."""
-    feed = Feeding.of(job["io"]) if job.get("io") else None
+    moved = [_call(runner, arrays) for runner, arrays in zip(runners, inputs, strict=True)]
+    whole = [_from_images(runner, Feeding.of(io), io, plan.batch) for runner in runners] if io else moved
     found: dict[str, Any] = {}
-    for kind in ("io", "e2e"):
-        calls = []
-        for name, runner in models.items():
-            call = _call(runner, inputs[name])
-            if kind == "e2e" and feed is not None:
-                call = _from_images(runner, feed, job["io"], plan.batch)
-            calls.append(call)
-        times = bench.time_pairs(calls[0], calls[1], plan.side(), lambda first, second: False)
+    for kind, (first, second) in (("io", moved), ("e2e", whole)):
+        times = bench.time_pairs(first, second, plan.side(), lambda *_: False)
         found |= {f"first_{kind}_ms": times.first_ms, f"second_{kind}_ms": times.second_ms}
     return found
 

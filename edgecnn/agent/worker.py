@@ -20,7 +20,7 @@ from edgecnn.errors import EdgeError
 
 PR_SET_PDEATHSIG = 1
 NUMPY = "install it there: sudo apt install python3-numpy (or pip install --user numpy)"
-CUDA = "see `nvidia-smi` there; a Jetson gets CUDA by `sudo apt install nvidia-jetpack`; 35 means a driver too old for it"
+CUDA = "see `nvidia-smi` there; on a Jetson: sudo apt install nvidia-jetpack. 35 means a driver too old for CUDA"
 # How engines say it; CUDA's error 2 is cudaErrorMemoryAllocation.
 NO_MEMORY = ("out of memory", "Out of memory", "OutOfMemory", "std::bad_alloc", "CUDA Error: 2.")
 OOM_SCORE = "500"  # the kernel, short of memory, takes this process before the guard and sshd

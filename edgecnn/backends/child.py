@@ -5,6 +5,7 @@ Jobs are JSON: `do` and its parameters, paths as text. See `edgecnn.child` for t
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,28 @@ def _time(job: Json) -> Json:
     import numpy as np
 
     from edgecnn.backends.timing_input import feeds, undecided_by
+    from edgecnn.backends.trt import TITLES
     from edgecnn.bench import time_pairs
     from edgecnn.recipe import BenchSpec
 
     spec = BenchSpec.model_validate(job["spec"])
-    backend = load_backend(job["backend"])
-    runs = []
-    for name in ("first", "second"):
-        runner = backend.load(Path(job[name]), threads=spec.threads)
-        runs.append(runner.prepared(feeds(runner.inputs, spec.batch, Path(job[name]))))
+    backend, paths = load_backend(job["backend"]), [Path(job[name]) for name in ("first", "second")]
+    runners = [backend.load(path, threads=spec.threads) for path in paths]
+    if job["backend"] in TITLES:
+        from edgecnn.agent.monitor import Monitor
+        from edgecnn.agent.timing import Plan, invalid, measure
+
+        samples = Path(job["times"]).with_name("samples.jsonl")
+        monitor = Monitor(samples, (sys.executable, "-m", "edgecnn.agent.sampler", str(samples)))
+        plan = Plan.of(job["spec"])
+        measured = measure(runners, paths, plan, job["until"], monitor)
+        samples.unlink(missing_ok=True)
+        np.savez(job["times"], **measured.arrays)
+        why = invalid(plan, "recipe", len(measured.arrays["first_ms"]), measured.conditions)
+        return {**measured.conditions, "backend": backend.version(), "valid": not why, "invalid_why": why}
+    runs = [
+        runner.prepared(feeds(runner.inputs, spec.batch, path)) for runner, path in zip(runners, paths, strict=True)
+    ]
     times = time_pairs(runs[0], runs[1], spec, undecided_by(job["until"]))
     np.savez(job["times"], first_ms=times.first_ms, second_ms=times.second_ms)
     return {**times.conditions, "backend": backend.version()}

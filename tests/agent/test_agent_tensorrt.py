@@ -13,8 +13,9 @@ from agent_home import AgentHome
 from golden_graphs import colours
 
 from edgecnn.agent.answers import read_answers
-from edgecnn.backends import ort
+from edgecnn.backends import jobs, ort
 from edgecnn.data.index import write_shards
+from edgecnn.device import DeviceFacts
 from edgecnn.io_contract import read_contract
 from edgecnn.recipe import BenchSpec
 
@@ -140,3 +141,39 @@ def test_polygraphy_travels_in_the_zipapp(tmp_path: Path) -> None:
     )
     done = subprocess.run([home.python, "-c", code], capture_output=True, text=True)
     assert done.stdout == "all of it\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("reasons", "why"), [("4", ""), ("24", "the board slowed itself down: software thermal slowdown")]
+)
+@pytest.mark.parametrize("where", ["board", "here"])
+def test_a_desktop_gpu_is_watched_through_its_driver(
+    tmp_path: Path, libraries: Path, monkeypatch: pytest.MonkeyPatch, where: str, reasons: str, why: str
+) -> None:  # fmt: skip
+    """0x4 is the software's power cap, which is how such a GPU works; 0x20 is heat."""
+    driver = tmp_path / "driver"
+    driver.mkdir()
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-o", str(driver / "libnvidia-ml.so.1"), str(HERE / "libnvidia_ml.c")], check=True
+    )
+    env = {"LD_LIBRARY_PATH": f"{driver}:{libraries}", "FAKE_NVML_REASONS": reasons, "EDGECNN_SYS_ROOT": str(tmp_path)}
+    home = board(tmp_path, libraries, "10.3.0", **env)
+    home.env |= env
+    engine = compiled(home, colours(tmp_path / "m.onnx"))["engine"]
+    spec = BenchSpec(warmup_ms=1, min_pairs=64, min_seconds=0.3, max_seconds=0.6)
+    if where == "board":
+        job = {"first": engine, "second": engine, "spec": spec.model_dump(mode="json"), "until": "speed"}
+        found = home.result("time", backend="tensorrt", **job)["conditions"]
+    else:
+        for name, text in {**env, "PYTHONPATH": str(libraries)}.items():
+            monkeypatch.setenv(name, text)
+        facts = DeviceFacts(reachable=True, backend_version="TensorRT 10.3.0", hardware="a desktop GPU")
+        file = home.cache.file(engine)
+        found = jobs.time_in_child(tmp_path, "tensorrt", (file, file), spec, facts, "speed").conditions
+    assert found["gpu_mhz"] == {"min": 2100.0, "median": 2100.0, "max": 2100.0}
+    assert found["emc_mhz"]["max"] == 8001.0
+    assert found["temperature_c"] == {"gpu": {"start": 61.0, "max": 61.0}}
+    assert (found["rails_mw"], found["idle_mw"]) == ({"GPU": 120_000.0}, 120_000.0)
+    assert found["energy_mj"] == {"first": 0.0, "second": 0.0}
+    assert found["sampled_hz"] >= 10
+    assert (found["throttled"], found["valid"], found["invalid_why"]) == (bool(why), not why, why)

@@ -16,7 +16,7 @@ from orin import MODES, TEGRASTATS, UNLOCKED, Orin
 from edgecnn.agent.monitor import conditions
 from edgecnn.agent.power import parse_current, parse_modes
 from edgecnn.agent.tegrastats import parse_line
-from edgecnn.agent.timing import Plan
+from edgecnn.agent.timing import Plan, invalid
 from edgecnn.io_contract import read_contract
 from edgecnn.recipe import BenchSpec
 
@@ -306,9 +306,20 @@ def test_nvpmodel_answers() -> None:
     assert [(one.name, one.number) for one in parse_modes(printed)] == [("15W", 0), ("7W", 1)]
 
 
-def test_profiles_raise_what_the_recipe_asks() -> None:
-    spec = BenchSpec().model_dump(mode="json")
-    assert (Plan.of(spec, None).min_pairs, Plan.of(spec, None).min_seconds) == (200, 3.0)
-    assert (Plan.of(spec, "quick").min_pairs, Plan.of(spec, "quick").min_seconds) == (1024, 10.0)
-    long = Plan.of(spec, "mlperf")
-    assert (long.min_seconds, long.max_seconds) == (600.0, 1200.0)
+@pytest.mark.parametrize(
+    ("profile", "queries", "seconds", "valid"),
+    [
+        ("recipe", 200, 3.0, True),
+        ("recipe", 199, 3.0, False),
+        ("recipe", 200, 2.9, False),
+        ("quick", 1024, 10.0, True),
+        ("quick", 1023, 30.0, False),
+        ("quick", 5000, 9.0, False),
+        ("mlperf", 100_000, 600.0, True),
+        ("mlperf", 100_000, 599.0, False),
+    ],
+)
+def test_a_run_too_short_for_its_profile_is_not_valid(profile: str, queries: int, seconds: float, valid: bool) -> None:
+    why = invalid(Plan.of(BenchSpec().model_dump()), profile, queries, {"throttled": False, "seconds": seconds})
+    assert (why == "") is valid, why
+    assert valid or why.startswith(f"{queries} queries in {seconds:.1f} s, at least ")

@@ -204,7 +204,7 @@ def report(
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
     data: Annotated[
-        Path, typer.Option(help="Image folder, label table, .npz with `images`, or .npz with an array for each input.")
+        Path, typer.Option(help="Images: folder, label table, .npz; a detector's data.yaml; arrays: .npz by input.")
     ],
     device: Annotated[str, typer.Option(help="A name from `edgecnn devices list`, or a device file.")],
     images: Annotated[int, typer.Option(min=1, help="How many calibration images.")] = 256,
@@ -220,6 +220,9 @@ def quantize(
         str, typer.Option(metavar="auto|off|RUNG", help="The last recovery rung that a missed budget may climb to.")
     ] = "auto",
     select_images: Annotated[int | None, typer.Option(min=1, help="At most so many images judge the budget.")] = None,
+    decode: Annotated[
+        str, typer.Option(help="A detector's output: yolox, yolox-pixels or yolov8; else found by its shape.")
+    ] = "",
     strict: Strict = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Quantize any ONNX file to INT8 for a device. Needs torch only where a budget drives it to the learned rungs."""
@@ -229,7 +232,7 @@ def quantize(
         summary = quantize_file(
             model, data=data, device=device, images=images, ranges=ranges, out=out, preprocessing=input_,
             keep_float=tuple(keep_float), max_accuracy_drop=max_accuracy_drop, recover=recover,
-            select_images=select_images,
+            select_images=select_images, decoder=decode,
         )  # fmt: skip
     _print(as_json, summary.document, summary.text)
     codes = {None: 0, "pass": 0, "fail": 1, "not-enough-evidence": 1 if strict else 3}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edgecnn.device import DeviceProfile, kernels
 from edgecnn.errors import EdgeError
+from edgecnn.foreign_boxes import as_detector, labelled_boxes, share_out_boxes
 from edgecnn.foreign_budget import promise_of, recover_of, share_out, verdict_of
 from edgecnn.io_contract import InputContract, IoContract, OutputContract, read_contract
 from edgecnn.needs import check_writable
@@ -31,9 +32,12 @@ FITS = ("letterbox", "crop", "stretch")
 def quantize_foreign(
     model: Path, *, data: Path, profile: DeviceProfile, images: int, ranges: str, out: Path, preprocessing: str,
     keep_float: tuple[str, ...], max_accuracy_drop: float | None = None, recover: str = "auto",
-    select_images: int | None = None,
+    select_images: int | None = None, decoder: str = "",
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Quantize `model` for `profile` and write the result to `out`; returns (JSON document, text).
+
+    With labelled boxes as `data` (a YOLO data.yaml, a COCO JSON) the model is a detector, judged by its mAP50-95; the
+    layout of its output is `decoder`, or found by its shape (see `edgecnn.decode`).
 
     With `max_accuracy_drop` the recovery ladder is climbed up to `recover`, judged on labelled images of `data` that do
     not calibrate; a killed climb continues from `out/.climb`. The document's `verdict` says whether the budget holds.
@@ -46,8 +50,13 @@ def quantize_foreign(
     """
     profile.require_int8()
     check_onnx(model)
-    feeds = feeds_of(model, data)
-    contract = contract_of(model, preprocessing) if feeds is None else None
+    boxes = labelled_boxes(data)
+    feeds = feeds_of(model, data) if boxes is None else None
+    contract = contract_of(model, preprocessing, "letterbox" if boxes else "crop") if feeds is None else None
+    if boxes is not None and contract is not None:
+        contract = as_detector(model, contract, boxes[0].classes, decoder)
+    elif decoder:
+        raise EdgeError(f"--decode is for labelled boxes, and `{data}` has none", "give a YOLO data.yaml or COCO JSON")
     promise, stop = promise_of(max_accuracy_drop), recover_of(recover)
     most = {} if select_images is None else {"select_images": select_images}
     try:
@@ -62,7 +71,9 @@ def quantize_foreign(
         made = Path(scratch, "quantize")
         made.mkdir()
         if contract is not None:
-            pixels, selected = share_out(data, contract, spec, promise)
+            pixels, selected = (
+                share_out_boxes(boxes, contract, spec, promise) if boxes else share_out(data, contract, spec, promise)
+            )
             quantize_model(
                 made, spec, target.scheme, model, pixels, contract, promise=promise, selected=selected,
                 kernels=kernels(target.scheme, target.facts), folder=out / ".climb" if selected else made / "resume",
@@ -160,8 +171,11 @@ def feeds_of(model: Path, data: Path) -> NamedArrays | None:
     return arrays if own else None
 
 
-def contract_of(model: Path, text: str) -> IoContract:
+def contract_of(model: Path, text: str, fit: str = "crop") -> IoContract:
     """The model's contract: from its own metadata, else from what `--input` tells and its graph shows.
+
+    Args:
+        fit: how images are brought to size where neither says it.
 
     Raises:
         EdgeError: told twice, not told, or not what the graph has.
@@ -169,7 +183,7 @@ def contract_of(model: Path, text: str) -> IoContract:
     found = read_contract(model)
     if found and text:
         raise EdgeError(f"`{model}` carries its own preprocessing, and --input gives another", "leave --input out")
-    return found or _inferred(model, _parse(text))
+    return found or _inferred(model, {"fit": fit, **_parse(text)})
 
 
 def _parse(text: str) -> dict[str, str]:
@@ -246,7 +260,7 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
                 {
                     "name": inputs[0].name, "layout": layout, "dtype": dtype, "range": (0.0, top), "size": size,
                     "channels": channels, "color": told.get("color", "gray" if channels == 1 else "rgb"),
-                    "fit": told.get("fit", "crop"),
+                    "fit": told["fit"],
                 }
             ),
             normalization=Normalization(mean=mean or (0.0,) * channels, std=std or (1.0,) * channels),

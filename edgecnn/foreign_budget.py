@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from edgecnn import stats
 from edgecnn.data import Images, load_images
 from edgecnn.errors import EdgeError
-from edgecnn.gate import drop_state
+from edgecnn.gate import MIN_BOX_IMAGES, MIN_IMAGES, drop_state
 from edgecnn.io_contract import IoContract
 from edgecnn.recipe import Promise, QuantizeSpec, RecoverSpec, RungName
 from edgecnn.recipe_file import nearest_hint
@@ -17,7 +17,7 @@ from edgecnn.report import State
 if TYPE_CHECKING:
     from edgecnn.quantize.judge import Selected
 
-LABELLED = "an image folder with one folder per class, a label table, or an .npz with `labels`"
+LABELLED = "an image folder with one folder per class, a label table, an .npz with `labels`, or a detector's data.yaml"
 
 
 def recover_of(text: str) -> str | RecoverSpec:
@@ -96,13 +96,18 @@ def verdict_of(record: dict[str, Any]) -> tuple[State | None, str]:
         f"drop {100 * drop:.2f} points ({100 * lower:.2f} … {100 * upper:.2f}) on {images:,} select images,"
         f" budget {100 * limit:g}"
     )
-    state: State = "fail" if recovery["state"] == "missed" else drop_state(images, lower, upper, limit)
+    boxes = best["disc"] is None
+    least = MIN_BOX_IMAGES if boxes else MIN_IMAGES
+    state: State = "fail" if recovery["state"] == "missed" else drop_state(images, lower, upper, limit, least=least)
     match state:
         case "fail":
             return state, f"FAIL: {text}; the best rung, `{recovery['best']}`, was written"
         case "pass":
             return state, f"PASS: {text}"
         case _:
-            needed = stats.images_needed(best["disc"], limit, drop)
-            more = f"; about {max(needed, 200, images + 1):,} would decide" if needed else ""
+            if boxes:
+                needed = stats.images_for_bounds(images, upper - drop, limit - drop) if drop < limit else None
+            else:
+                needed = stats.images_needed(best["disc"], limit, drop)
+            more = f"; about {max(needed, least, images + 1):,} would decide" if needed else ""
             return "not-enough-evidence", f"NOT ENOUGH EVIDENCE: {text}{more}"

@@ -104,9 +104,8 @@ def map_check(name: str, first: Matches, second: Matches, limit: float) -> Check
     state = drop_state(n, drop.lower, drop.upper, limit, least=MIN_BOX_IMAGES)
     detail = f"paired bootstrap over {n:,} images, 1,000 resamples"
     if state == "not-enough-evidence":
-        # The bounds shrink with the root of the number of images.
-        room, half = limit - drop.point, drop.upper - drop.point
-        needed = int(np.ceil(n * (half / room) ** 2)) if room > 0 else None
+        room = limit - drop.point
+        needed = stats.images_for_bounds(n, drop.upper - drop.point, room) if room > 0 else None
         decided = f"about {max(needed or 0, MIN_BOX_IMAGES, n + 1):,} images would decide"
         more = "the drop is above it" if needed is None else decided
         few = f"{n} images decide nothing" if n < MIN_BOX_IMAGES else "the bounds reach both sides of the limit"

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgecnn.data.boxes import Boxes
 from edgecnn.data.letterbox import Letterbox
+from edgecnn.decode import decode
 from edgecnn.detect import Detections, detect
 from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
@@ -91,6 +92,11 @@ def raw_outputs(answers: Mapping[str, Any], contract: IoContract, number: int) -
         EdgeError: outputs of another shape, or values that aren't finite.
     """
     by_meaning = {output.meaning: answers[output.name] for output in contract.outputs}
+    if "boxes" not in by_meaning:  # a detector of others: its one output, by the layout that its meaning names
+        ((meaning, output),) = by_meaning.items()
+        boxes, scores = decode(meaning, output[number], len(contract.classes), contract.input.size)
+        _require_finite(boxes, scores)
+        return boxes, scores
     boxes, scores = (np.asarray(by_meaning[part][number], np.float32) for part in ("boxes", "scores"))
     if boxes.shape != (len(scores), 4) or scores.shape[1] != len(contract.classes):
         raise EdgeError(

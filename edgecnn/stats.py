@@ -120,6 +120,14 @@ def images_needed(disc: float, budget: float, drop: float = 0.0, confidence: flo
     return math.ceil(needed)
 
 
+def images_for_bounds(images: int, half: float, room: float) -> int:
+    """Images for a bootstrap's bound, `half` from its point on so many images, to come within `room` of it.
+
+    Bounds of a mean shrink with the root of the number of images. Both distances are fractions of 1, `room` above 0.
+    """
+    return math.ceil(images * (half / room) ** 2)
+
+
 def wilson_interval(right: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Two-sided score interval of one proportion (Wilson, JASA 22, 1927), fractions of 1."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)

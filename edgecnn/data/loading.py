@@ -42,7 +42,7 @@ def load_images(
     if count == 0:
         raise EdgeError(f"`{path}` has no images")
     chosen = np.random.RandomState(seed % 2**32).permutation(count)[:limit]
-    return Images((_decoded(opener, chosen, size, channels, fit),)), None if labels is None else labels[chosen]
+    return Images((decoded(opener, chosen, size, channels, fit),)), None if labels is None else labels[chosen]
 
 
 def _found(path: Path, color: Color) -> tuple[Opener, Labels | None, int]:
@@ -89,7 +89,13 @@ def _class_numbers(names: list[str]) -> Labels:
     return np.array([numbers[name] for name in names], np.int64)
 
 
-def _decoded(opener: Opener, numbers: Labels, size: tuple[int, int], channels: int, fit: Fit) -> Pixels:
+def decoded(opener: Opener, numbers: Labels, size: tuple[int, int], channels: int, fit: Fit) -> Pixels:
+    """These images at (height, width) `size`, uint8 (N, H, W, C), in an unnamed temporary file.
+
+    Raises:
+        EdgeError: corrupt images, all of them listed; or no room for the file.
+    """
+
     def fitted(number: int) -> Pixels | str:
         try:
             return fit_image(opener.checked(number), size, fit)

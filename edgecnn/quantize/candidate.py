@@ -89,7 +89,7 @@ class Drop:
     lower: float
     upper: float
     images: int
-    disc: float = 0.0  # share of images where exactly one of the two is right
+    disc: float | None = 0.0  # share of images where exactly one of the two is right; None of a detector
 
     @property
     def point(self) -> float:

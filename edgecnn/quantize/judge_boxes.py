@@ -97,7 +97,7 @@ class BoxJudge:
         if key not in self.known:
             found = self._matches(quantized, simulate=not self.kernels, name="select")
             lost = map_drop(self.reference, found, resamples=_RESAMPLES)
-            self.known[key] = Drop(self.value, self.value - lost.point, lost.lower, lost.upper, self.images)
+            self.known[key] = Drop(self.value, self.value - lost.point, lost.lower, lost.upper, self.images, None)
         return self.known[key]
 
     def _matches(self, model: ir.Model, *, simulate: bool, name: str) -> Matches:

@@ -125,6 +125,15 @@ def support_note(drop: Drop, budget: float) -> str:
     """
     if budget <= 0.0:
         return "no number of images can support a budget of 0: only a drop of 0 or less on select stops the climb"
+    if drop.disc is None:
+        wanted = stats.images_for_bounds(drop.images, drop.upper - drop.point, budget)
+        if wanted <= drop.images:
+            return ""
+        return (
+            f"{drop.images:,} select images cannot support a budget of {100 * budget:g} points: even to prove a drop of"
+            f" 0 takes about {wanted:,} (the bounds of this one reach {100 * (drop.upper - drop.point):.2f} points"
+            " above it); the climb follows their noise"
+        )
     both_ways = max(0.0, drop.disc - abs(drop.point))
     needed = stats.images_needed(both_ways, budget)
     if needed is None or needed <= drop.images:

@@ -226,11 +226,14 @@ class Board:
         async def look() -> str:
             if old is not None:
                 await old.close()
-            shell = await self._open()
-            try:
-                return await _boot_id(shell)
-            finally:
-                await shell.close()
+            while True:
+                with suppress(Unreachable):  # it may be starting
+                    shell = await self._open()
+                    try:
+                        return await _boot_id(shell)
+                    finally:
+                        await shell.close()
+                await asyncio.sleep(0.2)
 
         cause = f"{step} on `{self.host}`: {lost.message}"
         try:

@@ -50,8 +50,8 @@ def connect(server: Sshd, agent: Agent) -> Iterator[Connect]:
     """Connects to the server, as often as called; every link is closed afterwards."""
     opened: list[Board] = []
 
-    def one(*, limits: LinkLimits = QUICK, agent: Agent = agent, host: str = server.host) -> Board:
-        board = Board.connect(host, agent=agent, limits=limits, config=server.config)
+    def one(*, limits: LinkLimits = QUICK, agent: Agent = agent, config: Path = server.config) -> Board:
+        board = Board.connect("board", agent=agent, limits=limits, config=config)
         opened.append(board)
         return board
 

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import getpass
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -69,6 +70,7 @@ class Sshd:
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     host: str = "board"
+    before: str = ""  # root: a shell command run in a mount namespace that server and sessions then live in
 
     @property
     def home(self) -> Path:
@@ -146,8 +148,12 @@ class Sshd:
             config.write_text(self._settings())
         sshd = program("sshd")
         assert sshd is not None
+        command = [sshd, "-D", "-f", str(config), "-E", str(self.folder / "sshd.log")]
+        if self.before:
+            inside = f"mount --make-rprivate / && {self.before} && exec {shlex.join(command)}"
+            command = ["unshare", "-m", "sh", "-c", inside]
         self.process = subprocess.Popen(
-            [sshd, "-D", "-f", str(config), "-E", str(self.folder / "sshd.log")],
+            command,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         until = time.monotonic() + 20

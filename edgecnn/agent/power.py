@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from edgecnn.agent.programs import ask, order, sys_root
+from edgecnn.agent.programs import ask, find, order, sys_root
 from edgecnn.agent.protocol import Refusal
 
 CURRENT = re.compile(r"^\s*NV Power Mode:\s*(\S+)\s*$(?:\s*^\s*(\d+)\s*$)?", re.MULTILINE)
@@ -35,8 +35,11 @@ def parse_modes(text: str) -> tuple[PowerMode, ...]:
 
 
 def read_mode() -> PowerMode | None:
-    """The mode in force; None without nvpmodel."""
-    return parse_current(ask("nvpmodel", "-q"))
+    """The mode in force; None without nvpmodel. Some images tell it to root only."""
+    program = find("nvpmodel")
+    if program is None:
+        return None
+    return parse_current(ask(program, "-q")) or parse_current(ask("sudo", "-n", program, "-q"))
 
 
 def read_modes() -> tuple[PowerMode, ...]:

@@ -48,7 +48,8 @@ def find_rails(root: Path) -> tuple[Rail, ...]:
         for label in sorted(folder.glob("in*_label")):
             channel = label.name.removeprefix("in").removesuffix("_label")
             volts, amperes = folder / f"in{channel}_input", folder / f"curr{channel}_input"
-            if volts.exists() and amperes.exists():  # the channel that sums the others has no current
+            # The channel that sums the others has no current; one that is not connected is called NC.
+            if volts.exists() and amperes.exists() and text(label) != "NC":
                 rails.append(Rail(text(label), volts, amperes))
         if (folder / "power1_input").exists():
             rails.append(Rail(text(folder / "label") or "VIN", None, None, folder / "power1_input"))

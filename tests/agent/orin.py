@@ -20,6 +20,7 @@ NVPMODEL = """\
 #!/bin/sh
 S={state}
 echo "nvpmodel $*" >> $S/calls
+[ -e $S/root-only ] && [ -z "$SUDO" ] && echo "NVPM ERROR: No root" >&2 && exit 1
 case "$1" in
 -q)
   echo "NVPM WARN: fan mode is not set!"
@@ -89,7 +90,7 @@ class Orin:
         words = {"state": self.state, "gpu": self.gpu, "cpu": self.cpu, "needs_reboot": NEEDS_REBOOT}
         scripts = {
             "nvpmodel": NVPMODEL.format(**words), "jetson_clocks": JETSON_CLOCKS.format(**words),
-            "tegrastats": TEGRASTATS_SCRIPT.format(line=TEGRASTATS), "sudo": '#!/bin/sh\nshift\nexec "$@"\n',
+            "tegrastats": TEGRASTATS_SCRIPT.format(line=TEGRASTATS), "sudo": '#!/bin/sh\nshift\nSUDO=yes exec "$@"\n',
         }  # fmt: skip
         for name, text in scripts.items():
             (programs / name).write_text(text)
@@ -115,7 +116,9 @@ class Orin:
             self.write(f"{cpu}/scaling_{name}_freq", f"{kilohertz}\n")
         self.write(f"{cpu}/scaling_governor", "schedutil\n")
         self.write(f"{hwmon}/name", "ina3221\n")
-        for number, (label, mv, ma) in enumerate((("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 200)), 1):
+        for number, (label, mv, ma) in enumerate(
+            (("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 200), ("NC", 0, 0)), 1
+        ):
             self.write(f"{hwmon}/in{number}_label", f"{label}\n")
             self.write(f"{hwmon}/in{number}_input", f"{mv}\n")
             self.write(f"{hwmon}/curr{number}_input", f"{ma}\n")

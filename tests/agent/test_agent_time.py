@@ -55,6 +55,11 @@ def test_describe_a_jetson(home: AgentHome) -> None:
     assert facts["power_rails"] == ["VDD_IN", "VDD_CPU_GPU_CV"]
 
 
+def test_a_mode_that_is_told_to_root_only(home: AgentHome, orin: Orin) -> None:
+    (orin.state / "root-only").touch()
+    assert home.result("describe")["power_mode"] == "15W"
+
+
 def test_time_under_its_conditions(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
     job = home.start("time", **time_job(home, tmp_path))
     answer = job.wait()["result"]

@@ -136,7 +136,7 @@ class _Out:
         self.folder, self.key, self.index = folder, key, folder / "index.json"
         self.parts: list[Answers] = []
         self.numbers: list[range] = []
-        self.opened = time.monotonic()
+        self.bytes, self.opened = 0, time.monotonic()
         self.files: list[Json] = self._left()
 
     def _left(self) -> list[Json]:
@@ -165,8 +165,8 @@ class _Out:
             self.opened = time.monotonic()
         self.numbers.append(numbers)
         self.parts.append(answers)
-        size = sum(sum(np.asarray(one).nbytes for one in part.outputs.values()) for part in self.parts)
-        if size >= FILE_BYTES or time.monotonic() - self.opened >= FILE_SECONDS:
+        self.bytes += sum(values.nbytes for values in answers.outputs.values())
+        if self.bytes >= FILE_BYTES or time.monotonic() - self.opened >= FILE_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -177,7 +177,7 @@ class _Out:
         path = self.folder / f"{rows[0]:08d}.npz"
         write_answers(path, joined(self.parts))
         entry = {**files.entry(path), "rows": rows}
-        self.parts, self.numbers = [], []
+        self.parts, self.numbers, self.bytes = [], [], 0
         self.files.append(entry)
         write_json(self.index, {"key": self.key, "files": self.files})
         shown = progress.current()

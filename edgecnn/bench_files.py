@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
 from edgecnn.hosts import HERE, Boards
 from edgecnn.recipe import BenchSpec
+from edgecnn.report.board_figures import board_notes, board_text
+from edgecnn.report.stage_files import SpeedFile
 from edgecnn.stats import pair_ratio
 from edgecnn.target import connect
 
@@ -58,8 +60,42 @@ def bench(
         )
         if abs(speedup * ratio.median - 1) > 0.05:
             lines.append("the machine was noisy: the two speed-ups differ by more than 5 %")
-    lines.append(" · ".join(f"{key.replace('_', ' ')} {value}" for key, value in times.conditions.items()))
+    flat = {
+        key: value for key, value in times.conditions.items() if not isinstance(value, (dict, list)) and value != ""
+    }
+    lines.append(" · ".join(f"{key.replace('_', ' ')} {value}" for key, value in flat.items()))
+    lines += _of_boards(times.conditions, "model", "baseline" if baseline else "")
     return document, "\n".join(lines)
+
+
+def _of_boards(conditions: Mapping[str, Any], model: str, baseline: str) -> list[str]:
+    """What only boards tell: the state they were in, times with transfers, energy, and each one's own figures."""
+    if "board" not in conditions:
+        return []
+    speed = SpeedFile.model_validate({**conditions, "measured": True})
+    lines = [board_text(speed)]
+    for words, times in (("with transfers", speed.io_ms), ("from image to output", speed.e2e_ms)):
+        shown = [
+            f"{name} p50 {times[part]['p50_ms']:.3f} ms" for part, name in _parts(model, baseline) if part in times
+        ]
+        if shown:
+            lines.append(f"{words}: {', '.join(shown)}")
+    energy = [
+        f"{name} {speed.energy_mj[part]:.3g} mJ" for part, name in _parts(model, baseline) if speed.energy_mj.get(part)
+    ]
+    if energy:
+        lines.append(f"energy per inference above idle: {', '.join(energy)}")
+    lines += [
+        f"{host}: {model} p50 {one.int8['p50_ms']:.3f} ms"
+        for host, one in speed.boards.items()
+        if len(speed.boards) > 1
+    ]
+    return [*lines, *board_notes(speed)]
+
+
+def _parts(model: str, baseline: str) -> list[tuple[str, str]]:
+    """Which of the two timed is shown under which name: the model is timed second."""
+    return [("second", model), *([("first", baseline)] if baseline else [])]
 
 
 def bench_spec(sets: Sequence[str]) -> BenchSpec:

@@ -29,6 +29,7 @@ from edgecnn.feeding import Feeding, answer, batch_size, batches
 
 FILE_BYTES = 8_000_000  # of answers in one file: what a cut link costs at most,
 FILE_SECONDS = 5.0  # or so much time
+SAY_SECONDS = 0.1  # between lines of progress, which share the link with the answers
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ def score(cache: Cache, folder: Path, job: Json) -> Json:
     answered = 0
     with progress.current().task("scoring", stop - first) as task:
         before = stop - first - sum(len(numbers) for numbers in wanted)
+        said = 0.0
         for numbers in wanted:
-            task.update(before + answered)
+            if time.monotonic() - said >= SAY_SECONDS:
+                said = time.monotonic()
+                task.update(before + answered)
             answers = answer(runner, feed, images.batch(numbers.start, numbers.stop), int(job["batch"]))
             out.add(numbers, _kept(answers, numbers, job))
             answered += len(numbers)

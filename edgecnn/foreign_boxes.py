@@ -19,6 +19,7 @@ from edgecnn.data.prepare_boxes import annotated
 from edgecnn.decode import Decoder, layout
 from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract, OutputContract
+from edgecnn.progress import current
 from edgecnn.recipe import DataSpec, Promise, QuantizeSpec
 from edgecnn.recipe_file import nearest_hint
 
@@ -65,6 +66,7 @@ def as_detector(model: Path, contract: IoContract, classes: tuple[str, ...], dec
     if contract.input.fit != "letterbox":
         raise EdgeError(f"a detector takes whole images, not `{contract.input.fit}`", "write --input …,letterbox")
     name, meaning = _found(model, contract, len(classes), decoder)
+    current().note(f"`{name}` of `{model.name}` is read as {meaning}, {len(classes)} classes")
     outputs = (OutputContract(name=name, meaning=meaning),)
     return contract.model_copy(update={"task": "detect", "outputs": outputs, "classes": classes})
 

@@ -165,6 +165,31 @@ def test_calibrating_and_judging_images_are_disjoint(desk: Path, tmp_path: Path)
     assert selected.boxes.sizes.tolist() == [[20, 30]]
 
 
+def test_a_coco_file_judges_as_the_yolo_file_does(desk: Path, tmp_path: Path) -> None:
+    found = labelled_boxes(desk / "data.yaml")
+    assert found is not None
+    images, annotations = [], []
+    for number, image in enumerate(found[0].images):
+        images.append({"id": number, "file_name": image.file.name, "width": 64, "height": 48})
+        for row in image.rows:
+            x1, y1, x2, y2 = (side * span for side, span in zip(row.box, (64, 48, 64, 48), strict=True))
+            annotations.append(
+                {"id": number, "image_id": number, "category_id": 5, "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
+            )
+    (tmp_path / "images").symlink_to(desk / "images" / "train")
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "dot"}]}
+    (tmp_path / "dots.json").write_text(json.dumps(content))
+    values = []
+    for data in (desk / "data.yaml", tmp_path / "dots.json"):
+        summary = quantize_file(
+            desk / "yolox.onnx", data=data, device="cpu-x86", out=tmp_path / "out", preprocessing="range=1", images=20,
+            ranges="minmax", keep_float=(), max_accuracy_drop=0.3, recover="off",
+        )  # fmt: skip
+        (rung,) = summary.document["quantize"]["ladder"]
+        values.append((rung["float_value"], rung["value"]))
+    assert values[0] == pytest.approx(values[1])
+
+
 @pytest.mark.parametrize(
     ("data", "given", "words"),
     [

@@ -102,7 +102,8 @@ def _changed(reference: Detections, after: Detections, number: int) -> tuple[flo
     """The change of one image, and the boxes to draw: box, score, class, model, whether it alone has it."""
     first, second = reference.of(number), after.of(number)
     change, rows = 0.0, list[_Row]()
-    for kind in np.union1d(first[2], second[2]).tolist():
+    sure = [found[2][found[1] > SHOWN] for found in (first, second)]  # of hundreds of boxes a few; their classes alone
+    for kind in np.union1d(*sure).tolist():
         mine, theirs = np.flatnonzero(first[2] == kind), np.flatnonzero(second[2] == kind)
         pairs = _paired(first[0][mine], second[0][theirs])
         partner = {int(mine[a]): (int(theirs[b]), share) for a, b, share in pairs}

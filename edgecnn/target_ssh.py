@@ -127,7 +127,11 @@ def _install(profile: DeviceProfile) -> str:
 
 def _difference(one: DeviceFacts, other: DeviceFacts) -> str:
     pairs = zip(one.leaves(), other.leaves(), strict=True)
-    return "; ".join(f"{a[0].removeprefix('facts.')} {b[1]} and {a[1]}" for a, b in pairs if a[1] != b[1])
+    return "; ".join(
+        f"{a[0].removeprefix('facts.').replace('_', ' ')} {b[1] or 'none'} and {a[1] or 'none'}"
+        for a, b in pairs
+        if a[1] != b[1]
+    )
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecnn import progress
+from edgecnn.clocks import CPUS, Clocks, read_clocks
 
 Times = NDArray[np.float64]
 P99_QUERIES = 1024  # MLPerf's smallest count for a tail percentile
-CPUS = Path("/sys/devices/system/cpu")
 
 
 class Pace(Protocol):
@@ -50,15 +50,6 @@ class PairTimes:
     first_ms: Times
     second_ms: Times
     conditions: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Clocks:
-    """CPU clocks as Linux tells them; empty and None where it doesn't. `locked`: they cannot have moved."""
-
-    governor: str
-    frequency_mhz: float | None
-    locked: bool
 
 
 def time_pairs(
@@ -158,17 +149,6 @@ def conditions(spec: Pace, queries: int, cpus: Path = CPUS) -> dict[str, Any]:
     }
 
 
-def read_clocks(cpus: Path = CPUS) -> Clocks:
-    """Governor and current frequency of the first core; locked when every core's lowest and highest frequency agree."""
-    folders = sorted(cpus.glob("cpu[0-9]*/cpufreq"))
-    governor, current = (
-        _read(folders[0] / name) if folders else "" for name in ("scaling_governor", "scaling_cur_freq")
-    )
-    limits = [(_read(folder / "scaling_min_freq"), _read(folder / "scaling_max_freq")) for folder in folders]
-    locked = bool(limits) and all(low and low == high for low, high in limits)
-    return Clocks(governor, int(current) / 1000 if current.isdigit() else None, locked)
-
-
 def p99_validity(queries: int, clocks: Clocks) -> tuple[bool, str]:
     """Whether a p99 may be judged, and if not, why."""
     if not clocks.locked:
@@ -176,10 +156,3 @@ def p99_validity(queries: int, clocks: Clocks) -> tuple[bool, str]:
     if queries < P99_QUERIES:
         return False, f"{queries} queries, at least {P99_QUERIES} are needed"
     return True, ""
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

@@ -17,7 +17,7 @@ from edgecnn.agent.power import read_mode, read_modes
 from edgecnn.agent.programs import boot_id, find, sys_root
 from edgecnn.agent.protocol import PROTOCOL, Cache, Json
 from edgecnn.backends import cpu, gpu, openvino, ort, trt
-from edgecnn.bench import read_clocks
+from edgecnn.clocks import read_clocks
 
 # L4T release → JetPack, where the nvidia-jetpack package isn't installed to tell.
 JETPACKS = {

@@ -13,9 +13,9 @@ from pathlib import Path
 
 # Modules of edgecnn that need Python 3.10 and, where engines are used, numpy: nothing else. A test holds them to it.
 MODULES = (
-    "__init__", "bench", "child", "disk", "errors", "feeding", "latency_rule", "progress", "stats", "versions",
-    "backends.__init__", "backends.cpu", "backends.gpu", "backends.openvino", "backends.ort", "backends.timing_input",
-    "backends.trt", "agent.__init__", "agent.answers", "agent.compiling", "agent.describe", "agent.entry",
+    "__init__", "bench", "child", "clocks", "disk", "errors", "feeding", "latency_rule", "progress", "stats",
+    "versions", "backends.__init__", "backends.cpu", "backends.gpu", "backends.openvino", "backends.ort",
+    "backends.timing_input", "backends.trt", "agent.__init__", "agent.answers", "agent.compiling", "agent.describe", "agent.entry",
     "agent.files", "agent.guard", "agent.keeper", "agent.life", "agent.lock", "agent.monitor", "agent.nvml",
     "agent.power", "agent.programs", "agent.protocol", "agent.sampler", "agent.scoring", "agent.sensors",
     "agent.tegrastats", "agent.timing", "agent.worker",

@@ -23,6 +23,7 @@ from edgecnn.agent.programs import sys_root
 from edgecnn.agent.protocol import Cache, Json, Refusal
 from edgecnn.backends import Runner, load_backend
 from edgecnn.backends.timing_input import feeds, undecided_by
+from edgecnn.clocks import read_clocks
 from edgecnn.feeding import Feeding
 
 MIN_QUERIES = 1024
@@ -85,7 +86,7 @@ def time_pairs(cache: Cache, folder: Path, job: Json) -> Json:
     found, queries, mode = measured.conditions, len(measured.arrays["first_ms"]), read_mode()
     taken = bench.conditions(plan, queries, root / CPUS)
     locked = sensors.clocks_locked(root)  # the CPU's and, where it tells them, the GPU's
-    p99_valid, p99_why = bench.p99_validity(queries, replace(bench.read_clocks(root / CPUS), locked=locked))
+    p99_valid, p99_why = bench.p99_validity(queries, replace(read_clocks(root / CPUS), locked=locked))
     return {
         "files": [files.entry(out / "pairs.npz")],
         "conditions": {

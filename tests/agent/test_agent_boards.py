@@ -59,6 +59,14 @@ def test_numpy_is_missing(tmp_path: Path) -> None:
     assert home.result("accept", files=[])["have"] == []  # needs none
 
 
+@pytest.mark.parametrize("module", ["guard", "keeper", "sampler", "files"])
+def test_what_stands_beside_an_engine_starts_without_numpy(tmp_path: Path, module: str) -> None:
+    """They start while a board is timed, or while its owner waits."""
+    env = {**os.environ, **blocked_numpy(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", f"import edgecnn.agent.{module}"], env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
 BLOCK_ALL = """\
 import sys
 class Block:

@@ -13,16 +13,15 @@ import json
 import os
 import platform
 import secrets
-import shlex
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecnn import progress
+from edgecnn.board.answer import Answer, JobFailed
 from edgecnn.board.background import Background
 from edgecnn.board.limits import LinkLimits
-from edgecnn.board.shell import ROOT, Exit, FileRefused, LinkLost, Shell, Unreachable
+from edgecnn.board.shell import ROOT, FileRefused, LinkLost, Shell, Unreachable
 from edgecnn.board.transfer import FILES, Accept, fetch, refused, remove_tree, send
 from edgecnn.errors import EdgeError
 
@@ -37,16 +36,8 @@ SEND_AGAIN = ("absent", "damaged", "agent-absent", "agent-damaged", "no-answer")
 Json = dict[str, Any]
 
 
-class JobFailed(EdgeError):
-    """The board is there and said no. `kind`: the agent's one word for why, as `lock`, `killed`, `disk-full`."""
-
-    def __init__(self, kind: str, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
-        self.kind = kind
-
-
 class Board:
-    """A board with our agent on it. Not for several threads at once; each board has a thread and a link of its own."""
+    """A board with our agent on it, its link and a thread of its own. For one caller at a time; any may close it."""
 
     def __init__(self, host: str, agent: Agent, limits: LinkLimits, config: Path | None) -> None:
         """Use `connect`."""
@@ -55,6 +46,7 @@ class Board:
         self.shell: Shell | None = None
         self.facts: Json = {}
         self.boot_id = ""
+        self.closed = False
 
     @classmethod
     def connect(cls, host: str, *, agent: Agent, limits: LinkLimits | None = None, config: Path | None = None) -> Board:
@@ -86,11 +78,14 @@ class Board:
         self.close()
 
     def close(self) -> None:
-        """End the link."""
+        """End the link; a job that runs there, started by another thread, is ended first."""
+        if self.closed:
+            return
+        self.closed = True
+        self.background.cancel()
         shell, self.shell = self.shell, None
-        with suppress(EdgeError):
-            if shell is not None:
-                self.background.call(shell.close())
+        if shell is not None:
+            self.background.call(shell.close())
         self.background.close()
 
     def run(
@@ -210,7 +205,7 @@ class Board:
         except FileRefused as error:
             raise await refused(shell.files, self.host, error, "the job cannot be written to") from error
         command = f"python3 -u {ROOT}/agents/{self.agent.sha256}.pyz {name}"
-        with _Answer() as answer:
+        with Answer() as answer:
             ended = await shell.run(command, beat_s=self.limits.beat_s, on_line=answer.take)
         result = answer.result(ended, self.host)
         if out is not None and result.get("files"):
@@ -220,6 +215,8 @@ class Board:
 
     def _diagnosed(self, lost: LinkLost, step: str) -> LinkLost:
         """A lost link with what one look at the board tells: it rebooted, is there again, or is gone."""
+        if self.closed:
+            return lost
         old, self.shell = self.shell, None
         before = self.boot_id
 
@@ -254,77 +251,3 @@ async def _boot_id(shell: Shell) -> str:
         return (await shell.files.get_bytes(BOOT_ID, 64)).decode(errors="replace").strip()
     except FileRefused:
         return ""
-
-
-class _Answer:
-    """Reads the agent's lines: shows progress and notes, keeps the last word."""
-
-    def __init__(self) -> None:
-        self.stack = ExitStack()
-        self.tasks: dict[str, progress.Task] = {}
-        self.last: Json | None = None
-
-    def __enter__(self) -> _Answer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-
-    def take(self, line: bytes) -> None:
-        """One line of stdout; what isn't the agent's is passed over, a login shell's banner before it on a line too."""
-        message = _message(line)
-        shown = progress.current()
-        if "task" in message:
-            name = str(message["task"])
-            if name not in self.tasks:
-                self.tasks[name] = self.stack.enter_context(shown.task(name, message.get("total")))
-            self.tasks[name].update(float(message.get("done") or 0), str(message.get("text", "")))
-        elif "note" in message:
-            shown.note(str(message["note"]))
-        elif "result" in message or "error" in message:
-            self.last = message
-
-    def result(self, ended: Exit, address: str) -> Json:
-        """The result.
-
-        Raises:
-            JobFailed: an error, or no last word.
-        """
-        if self.last is not None and isinstance(self.last.get("result"), dict):
-            result: Json = self.last["result"]
-            return result
-        if self.last is not None:
-            raise JobFailed(
-                str(self.last.get("kind", "failed")), str(self.last.get("error")), str(self.last.get("hint", ""))
-            )
-        said = f"the end of what it said:\n{ended.log}" if ended.log else "it said nothing"
-        if ended.code == 127:
-            raise JobFailed(
-                "no-python", "there is no `python3` on the board",
-                f"on the board: `sudo apt install python3 python3-numpy`; `ssh {shlex.quote(address)} python3 -V` must"
-                f" answer; {said}",
-            )  # fmt: skip
-        if ended.signal == "KILL" or ended.code == 137:
-            raise JobFailed(
-                "killed", "the agent was killed (signal 9): most often the board ran out of memory",
-                "free memory there (close the desktop, add swap), or use a smaller batch; run it again",
-            )  # fmt: skip
-        if ended.signal or (ended.code is not None and ended.code > 128):
-            name = ended.signal or str((ended.code or 0) - 128)
-            raise JobFailed("crashed", f"the agent crashed with signal {name}", said)
-        if ended.code == 2 and "No such file" in ended.log:
-            raise JobFailed("agent-absent", "the agent is not on the board any more", said)
-        raise JobFailed("no-answer", f"the agent ended with code {ended.code} and no answer", said)
-
-
-def _message(line: bytes) -> Json:
-    """The JSON object that ends a line; {} when there is none."""
-    start = line.find(b'{"')
-    while start >= 0:
-        try:
-            message: Json = json.loads(line[start:])
-        except ValueError:
-            start = line.find(b'{"', start + 1)
-        else:
-            return message
-    return {}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from edgecnn.board.shell import LinkLost
 
@@ -23,25 +22,17 @@ class Life:
         """Something came, whatever it was."""
         self.silent_ticks = 0
 
-    async def watch(self, ask: Callable[[], Awaitable[object]], give_up: Callable[[], None]) -> None:
-        """Ask when nothing comes, and give the link up when nothing at all was heard for `silence_s`.
+    async def watch(self, give_up: Callable[[], None]) -> None:
+        """Give the link up when nothing at all was heard for `silence_s`.
 
         Silence is counted in ticks of this loop, not by the clock: a host that was suspended, or too busy to read,
         blames itself.
         """
-        question: asyncio.Future[None] | None = None
         while self.silent_ticks <= TICKS:
             await asyncio.sleep(self.silence_s / TICKS)
             self.silent_ticks += 1
-            if self.silent_ticks > 1 and (question is None or question.done()):
-                question = asyncio.ensure_future(self._ask(ask))
         self.why_lost = f"nothing was heard from it for {self.silence_s:g} s"
         give_up()
-
-    async def _ask(self, ask: Callable[[], Awaitable[object]]) -> None:
-        with contextlib.suppress(Exception):  # a lost link is told where its loss is in the way
-            await ask()
-            self.heard()
 
     def lost(self) -> LinkLost:
         """The error of a link that is gone."""

@@ -180,11 +180,10 @@ class Sftp:
     async def _answer(self, path: str, request: Awaitable[T]) -> T:
         """Await one answer of the file server; its errors are told in our words."""
         try:
-            answer = await request
+            return await request
         except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection) as error:
             raise self.life.lost() from error
         except asyncssh.SFTPError as error:
-            self.life.heard()
             match error:
                 case asyncssh.SFTPNoSuchFile() | asyncssh.SFTPNoSuchPath():
                     raise FileRefused(path, "missing", error.reason) from error
@@ -194,8 +193,6 @@ class Sftp:
                     raise FileRefused(path, "failed", error.reason) from error
         except (asyncssh.Error, ConnectionError) as error:
             raise self.life.lost() from error
-        self.life.heard()
-        return answer
 
     async def _missing_is_fine(self, remote: str, request: Awaitable[None]) -> None:
         try:

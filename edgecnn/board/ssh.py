@@ -68,7 +68,19 @@ class Ssh:
         self.life = Life(host, limits.silence_s)
         self.files = Sftp(client, self.life)
         self.ended = asyncio.ensure_future(connection.wait_closed())
-        self.watch = asyncio.ensure_future(self.life.watch(lambda: client.realpath("."), connection.abort))
+        self._listen()
+        self.watch = asyncio.ensure_future(self.life.watch(connection.abort))
+
+    def _listen(self) -> None:
+        """Let every byte that comes count as life: of half a packet on a slow link too, and those of sshd's answers to
+        keepalives while its file server waits for a disk."""
+        receive = self.connection.data_received
+
+        def heard(data: bytes, datatype: int | None = None) -> None:
+            self.life.heard()
+            receive(data, datatype)
+
+        self.connection.data_received = heard  # type: ignore[method-assign]
 
     @property
     def open(self) -> bool:
@@ -106,7 +118,6 @@ class Ssh:
 
     async def _read(self, reader: asyncssh.SSHReader[bytes], take: Callable[[bytes], None]) -> None:
         while data := await reader.read(1 << 16):
-            self.life.heard()
             take(data)
 
     async def _beat(self, process: asyncssh.SSHClientProcess[bytes], beat_s: float) -> None:

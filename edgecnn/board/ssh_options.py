@@ -68,6 +68,7 @@ class Login:
     user: str
     key_name: str  # under which the host's key is known
     known_hosts: list[str]
+    own_known_hosts: str  # where a person adds a key
     arguments: dict[str, object]
 
     @property
@@ -94,16 +95,17 @@ def login_of(address: Address, config: Path | None, limits: LinkLimits) -> Login
         options = asyncssh.SSHClientConnectionOptions(**given, client_keys=None)  # reads no keys
     except (asyncssh.Error, OSError, ValueError) as error:
         raise Unreachable(f"the SSH configuration for `{address.text}` cannot be used: {error}") from error
-    files = _known_hosts(options)
+    files, own = _known_hosts(options)
     arguments: dict[str, object] = {
         **given, "known_hosts": files, "encryption_algs": CIPHERS, "compression_algs": ["none"],
-        "keepalive_interval": 0, "login_timeout": limits.connect_s, "connect_timeout": limits.connect_s,
+        "keepalive_interval": limits.silence_s / 4, "keepalive_count_max": 1 << 30,
+        "login_timeout": limits.connect_s, "connect_timeout": limits.connect_s,
         "x509_trusted_certs": None, "password": None, "agent_forwarding": False,
     }  # fmt: skip
     if (keys := _identities(options)) is not None:
         arguments |= {"client_keys": keys, "ignore_encrypted": True}
     key_name = options.host_key_alias or options.host
-    login = Login(address, options.host, options.port, options.username, key_name, files, arguments)
+    login = Login(address, options.host, options.port, options.username, key_name, files, own, arguments)
     if algorithms := _key_algorithms(login, options):
         arguments["server_host_key_algs"] = algorithms
     return login
@@ -140,12 +142,15 @@ def _known(login: Login) -> tuple[Sequence[asyncssh.SSHKey], Sequence[asyncssh.S
     return trusted, authorities
 
 
-def _known_hosts(options: asyncssh.SSHClientConnectionOptions) -> list[str]:
-    """The files that hold trusted host keys. Never empty: asyncssh takes `UserKnownHostsFile none` for "trust all"."""
+def _known_hosts(options: asyncssh.SSHClientConnectionOptions) -> tuple[list[str], str]:
+    """The files that hold trusted host keys, and the user's first.
+
+    The list is never empty: asyncssh takes `UserKnownHostsFile none` for "trust all".
+    """
     user = cast("list[str]", options.config.get("UserKnownHostsFile", USER_KNOWN_HOSTS))  # empty for `none`
     everyone = cast("list[str]", options.config.get("GlobalKnownHostsFile", GLOBAL_KNOWN_HOSTS))
     files = [Path(name).expanduser() for name in (*user, *everyone)]
-    return [str(file) for file in files if file.is_file()] or ["/dev/null"]
+    return [str(file) for file in files if file.is_file()] or ["/dev/null"], user[0] if user else USER_KNOWN_HOSTS[0]
 
 
 def refusal_of(error: Exception, login: Login, limits: LinkLimits) -> Unreachable:
@@ -200,17 +205,19 @@ def _trusted(login: Login) -> bool:
 
 def _host_key(error: Exception, login: Login) -> Unreachable:
     name = login.key_name if login.port == 22 or login.key_name != login.host else f"[{login.host}]:{login.port}"
+    own = login.own_known_hosts
+    file = "" if own == USER_KNOWN_HOSTS[0] else f" -f {shlex.quote(own)}"
     if "revoked" in str(error):
         return Unreachable(f"the host key of `{login.address.text}` is marked as revoked in known_hosts")
     if _trusted(login):
         return Unreachable(
             f"the host key of `{login.address.text}` is not the known one: another machine, or a board set up anew",
-            f"if that is expected, forget the old key with `ssh-keygen -R {shlex.quote(name)}`, then log in once"
+            f"if that is expected, forget the old key with `ssh-keygen -R {shlex.quote(name)}{file}`, then log in once"
             f" with `ssh {login.target}` and compare the fingerprint it shows",
         )
     port = f"-p {login.port} " if login.port != 22 else ""
     return Unreachable(
         f"the host key of `{login.address.text}` is unknown",
         f"log in once with `ssh {login.target}` and compare the fingerprint it shows; unattended:"
-        f" `ssh-keyscan {port}{shlex.quote(login.host)} >> ~/.ssh/known_hosts`",
+        f" `ssh-keyscan {port}{shlex.quote(login.host)} >> {own if not file else shlex.quote(own)}`",
     )

@@ -6,11 +6,11 @@ slower than these pipelined 128 KiB blocks, and needs a second login and a progr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,7 @@ Json = dict[str, Any]
 Accept = Callable[[list[Json]], Awaitable[Json]]
 
 
-@dataclass(frozen=True)
-class Sent:
-    """What a transfer moved: bytes over the link, and bytes that were already there."""
-
-    sent_bytes: int
-    kept_bytes: int
-
-
-async def send(files: Files, address: str, inputs: Mapping[str, Path], accept: Accept) -> Sent:
+async def send(files: Files, address: str, inputs: Mapping[str, Path], accept: Accept) -> None:
     """Bring files onto a board.
 
     Args:
@@ -48,15 +40,13 @@ async def send(files: Files, address: str, inputs: Mapping[str, Path], accept: A
     """
     sizes = {digest: path.stat().st_size for digest, path in inputs.items()}
     absent = [digest for digest, size in sizes.items() if await files.size(f"{FILES}/{digest}") != size]
-    kept = sum(size for digest, size in sizes.items() if digest not in absent)
-    sent = 0
     for _ in range(2):
         if not absent:
             break
         begun = {digest: await _begun(files, digest, sizes[digest]) for digest in absent}
         await _room(files, address, sum(sizes[digest] - begun[digest] for digest in absent))
         try:
-            sent += await _put_all(files, address, {digest: inputs[digest] for digest in absent}, begun)
+            await _put_all(files, address, {digest: inputs[digest] for digest in absent}, begun)
         except FileRefused as error:
             raise await refused(files, address, error, "files cannot be written to") from error
         await accept([{"sha256": digest, "size": size} for digest, size in sizes.items()])
@@ -68,7 +58,6 @@ async def send(files: Files, address: str, inputs: Mapping[str, Path], accept: A
             f"`{inputs[digest]}` arrived damaged on `{address}`, twice",
             "the board's disk or memory is at fault: look at `dmesg` there",
         )
-    return Sent(sent, kept)
 
 
 async def _begun(files: Files, digest: str, size: int) -> int:
@@ -91,8 +80,8 @@ async def _room(files: Files, address: str, needed: int) -> None:
         )
 
 
-async def _put_all(files: Files, address: str, inputs: Mapping[str, Path], begun: Mapping[str, int]) -> int:
-    """Send each file from where it begins; returns the bytes sent."""
+async def _put_all(files: Files, address: str, inputs: Mapping[str, Path], begun: Mapping[str, int]) -> None:
+    """Send each file from where it begins."""
     total = sum(path.stat().st_size - begun[digest] for digest, path in inputs.items())
     sent = 0
     with progress.current().task(f"to {address}", round(total / 1e6, 1)) as task:
@@ -105,7 +94,6 @@ async def _put_all(files: Files, address: str, inputs: Mapping[str, Path], begun
         for digest, path in inputs.items():
             if begun[digest] < path.stat().st_size or begun[digest] == 0:
                 await files.put(path, f"{FILES}/{digest}.part", offset=begun[digest], on_bytes=count)
-    return sent
 
 
 async def refused(files: Files, address: str, error: FileRefused, what: str) -> EdgeError:
@@ -125,7 +113,7 @@ async def refused(files: Files, address: str, error: FileRefused, what: str) -> 
     return EdgeError(f"{what} `{address}`: {error.path}: {error.words}", "look at the board's disk, quota and `dmesg`")
 
 
-async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json], out: Path) -> int:
+async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json], out: Path) -> None:
     """Bring files of a board's folder into `out`, each checked by its hash before it gets its name.
 
     Args:
@@ -134,9 +122,6 @@ async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json],
         folder: theirs on the board.
         wanted: name, sha256, size of each. Names are plain: no folders.
         out: a folder here. A `.part` of an earlier, broken call is continued.
-
-    Returns:
-        Bytes received.
 
     Raises:
         EdgeError: a file is missing, or not what was said.
@@ -172,16 +157,14 @@ async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json],
                 part.unlink()
             else:
                 raise EdgeError(f"`{name}` of `{address}` is not what the board said it is", "run it again")
-    return received
 
 
 async def remove_tree(files: Files, folder: str, below: Sequence[str] = ()) -> None:
     """Remove a folder of ours with its files and the named folders below it; what can't be removed stays."""
     with contextlib.suppress(FileRefused):
-        for inner in below:
-            await remove_tree(files, f"{folder}/{inner}")
-        for name in await files.names(folder):
-            await files.remove(f"{folder}/{name}")
+        await asyncio.gather(*(remove_tree(files, f"{folder}/{inner}") for inner in below))
+        names = await files.names(folder)
+        await asyncio.gather(*(files.remove(f"{folder}/{name}") for name in names))
         await files.remove_folder(folder)
 
 

@@ -2,8 +2,8 @@
 
     python tests/bench/faults.py [--cuts 100] [--seed 0]
 
-A session: log in, bring the agent and 40 MB, build an engine (a stand-in that takes a second and writes piece by piece)
-and fetch it, score 600 images, time two models. Every cut starts from an empty board. Compared: every file on the
+A session: log in, bring the agent and 20 MB, build an engine (a stand-in that takes a second and writes piece by piece)
+and fetch it, score 300 images, time two models. Every cut starts from an empty board. Compared: every file on the
 board with its name, its hash; the engine; every answer. Counted too: how long the error took, and what still ran on
 the board when it was last asked. Ends with code 1 when one of them isn't as it must be.
 """
@@ -51,12 +51,12 @@ class Jobs:
 
 def make_jobs(folder: Path) -> Jobs:
     file = folder / "weights.bin"
-    file.write_bytes(os.urandom(40_000_000))
+    file.write_bytes(os.urandom(20_000_000))
     parts = {name: folder / name for name in ("compile", "score", "time")}
     for part in parts.values():
         part.mkdir()
-    score, inputs = score_job(parts["score"], 600)
-    return Jobs(file, compile_job(parts["compile"]), ({**score, "batch": 2}, inputs), time_job(parts["time"], 0.5))
+    score, inputs = score_job(parts["score"], 300)
+    return Jobs(file, compile_job(parts["compile"]), ({**score, "batch": 2}, inputs), time_job(parts["time"], 0.2))
 
 
 def session(server: Sshd, jobs: Jobs, out: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Connect
+from conftest import QUICK, Connect
 from models import SLOW_ENGINES, Job, answers, compile_job, digest_of, score_job, time_job
 from proxy import Proxy
 from sshd import Sshd
-from test_board_jobs import eventually
+from test_board_jobs import eventually, worker_of
 
 from edgecnn.agent.pack import pack_agent
 from edgecnn.board.jobs import Board
@@ -270,3 +271,43 @@ def test_a_suspended_tool_leaves_nothing_running(server: Sshd, tmp_path: Path) -
     _, errors = tool.communicate(timeout=20)
     assert tool.returncode == 1
     assert "no sign of life from the host for 2 s" in errors
+
+
+def test_closing_from_another_thread_ends_the_job(connect: Connect, server: Sshd, tmp_path: Path) -> None:
+    """As a fleet does on Ctrl-C: the threads that wait for boards get no signal."""
+    board = connect()
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            board.run(*time_job(tmp_path, 60.0))
+        except BaseException as error:  # noqa: BLE001  # what it is, is the test's
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    worker_of(server)
+    board.close()
+    thread.join(5)
+    assert [type(error) for error in ended] == [concurrent.futures.CancelledError]
+    eventually(lambda: server.agents() == {}, 1)
+
+
+def test_a_disk_that_is_slow_to_flush(connect: Connect, server: Sshd, tmp_path: Path) -> None:
+    """The file server waits for the disk, far longer than a link may be silent; sshd itself answers."""
+    file = tmp_path / "weights.bin"
+    file.write_bytes(os.urandom(1_000_000))
+    board = connect()
+    job: Job = ({"do": "accept", "files": [{"sha256": digest_of(file), "size": 1_000_000}]}, {digest_of(file): file})
+    servers = [pid for pid, command in server.processes().items() if "sftp-server" in command]
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
+
+    def go_on() -> None:
+        for pid in servers:
+            os.kill(pid, signal.SIGCONT)
+
+    timer = threading.Timer(3 * QUICK.silence_s, go_on)
+    timer.start()
+    assert board.run(*job)["have"] == [digest_of(file)]
+    timer.join()

@@ -61,7 +61,7 @@ def test_an_unknown_host_key(server: Sshd, agent: Agent) -> None:
     server.known_hosts.write_text("")
     error = refused(server, agent)
     assert error.message == "the host key of `board` is unknown"
-    assert f"ssh-keyscan -p {server.port} 127.0.0.1 >> ~/.ssh/known_hosts" in error.hint
+    assert f"ssh-keyscan -p {server.port} 127.0.0.1 >> {server.known_hosts}" in error.hint
     assert not server.cache.exists()
 
 
@@ -80,7 +80,7 @@ def test_a_changed_host_key(server: Sshd, agent: Agent, kind: str) -> None:
     server.known_hosts.write_text(f"board-key {' '.join(other.with_suffix('.pub').read_text().split()[:2])}\n")
     error = refused(server, agent)
     assert "the host key of `board` is not the known one" in error.message
-    assert "ssh-keygen -R board-key" in error.hint
+    assert f"ssh-keygen -R board-key -f {server.known_hosts}" in error.hint
     assert not server.cache.exists()
 
 

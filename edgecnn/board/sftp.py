@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import stat
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import asyncssh
 from asyncssh import sftp as sftp_protocol
@@ -60,36 +61,37 @@ class Sftp:
         self.client, self.life = client, life
 
     async def put(self, local: Path, remote: str, *, offset: int, on_bytes: Callable[[int], None]) -> None:
-        """See Files. Blocks leave and are confirmed in order, so that what a cut leaves is a true beginning."""
-        file = await self._open(remote, asyncssh.FXF_WRITE | asyncssh.FXF_CREAT)
-        pace = Pace()
-        flying: deque[tuple[int, asyncio.Future[int]]] = deque()
-        try:
-            with local.open("rb") as source:
-                source.seek(offset)
-                while (data := source.read(pace.block)) or flying:
-                    if data:
-                        flying.append((len(data), asyncio.ensure_future(file.write(data, offset))))
-                        offset += len(data)
-                        pace.sent(len(data))
-                    while flying and (not data or pace.full or flying[0][1].done()):
-                        size, request = flying.popleft()
-                        await self._answer(remote, request)
-                        pace.arrived(size)
-                        on_bytes(size)
-            await self._answer(remote, self._flush(file))
-        finally:
-            _drop([request for _, request in flying])
-            self._close(file)
+        """See Files."""
+        with local.open("rb") as source:
+            source.seek(offset)
+            await self._write(source, remote, asyncssh.FXF_WRITE | asyncssh.FXF_CREAT, offset, on_bytes)
 
     async def put_bytes(self, data: bytes, remote: str) -> None:
         """See Files."""
-        file = await self._open(remote, asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_TRUNC)
+        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_TRUNC
+        await self._write(io.BytesIO(data), remote, flags, 0, lambda _: None)
+
+    async def _write(
+        self, source: BinaryIO, remote: str, flags: int, offset: int, on_bytes: Callable[[int], None]
+    ) -> None:
+        """Blocks leave and are confirmed in order, so that what a cut leaves is a true beginning."""
+        file = await self._open(remote, flags)
+        pace = Pace()
+        flying: deque[tuple[int, asyncio.Future[int]]] = deque()
         try:
-            for start in range(0, len(data), MOST):
-                await self._answer(remote, file.write(data[start : start + MOST], start))
+            while (data := source.read(pace.block)) or flying:
+                if data:
+                    flying.append((len(data), asyncio.ensure_future(file.write(data, offset))))
+                    offset += len(data)
+                    pace.sent(len(data))
+                while flying and (not data or pace.full or flying[0][1].done()):
+                    size, request = flying.popleft()
+                    await self._answer(remote, request)
+                    pace.arrived(size)
+                    on_bytes(size)
             await self._answer(remote, self._flush(file))
         finally:
+            _drop([request for _, request in flying])
             self._close(file)
 
     async def get(self, remote: str, local: Path, *, offset: int, size: int, on_bytes: Callable[[int], None]) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -115,6 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     if why := missing("sshd", "ssh"):
         sys.exit(why)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is ended, the folder removed
     chance = random.Random(options.seed)
     waits, broken, failed = [], 0, 0
     environment = {"EDGECNN_TEST_BUILD_S": "1.0", "OMP_NUM_THREADS": "1"}

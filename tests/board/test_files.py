@@ -196,8 +196,9 @@ def test_a_board_cannot_choose_where_a_file_goes(connect: Connect, tmp_path: Pat
 
 def test_a_saturated_slow_link_is_not_a_dead_one(connect: Connect, server: Sshd, link: Proxy, tmp_path: Path) -> None:
     """Bytes come all the time, though every question of life waits behind seconds of them."""
-    board = connect(limits=LinkLimits(connect_s=8.0, silence_s=1.5, heartbeat_s=2.0))
     file = made(tmp_path / "weights.bin", 700_000)
+    link.faults.rate = 60_000
+    board = connect(limits=LinkLimits(connect_s=8.0, silence_s=1.5, heartbeat_s=2.0))
     link.faults.rate = 100_000
     start = time.monotonic()
     send(board, file)

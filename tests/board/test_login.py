@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, Connect
 from proxy import between
-from sshd import Sshd, free_port
+from sshd import Sshd, free_port, running
 
 from edgecnn.agent.pack import Agent
 from edgecnn.board.jobs import Board, JobFailed
@@ -225,6 +225,26 @@ def test_a_banner_before_the_login_and_one_of_the_shell(server: Sshd, connect: C
     file = tmp_path / "weights.bin"
     file.write_bytes(os.urandom(100_000))
     assert send(board, file)["have"]
+
+
+def test_a_board_behind_another_host(server: Sshd, connect: Connect, tmp_path: Path) -> None:
+    """ProxyJump, as ~/.ssh/config says it: the board's port is reached from the host between alone."""
+    with running(tmp_path / "jump") as jump:
+        user = getpass.getuser()
+        board_key = server.known_hosts.read_text()
+        server.known_hosts.write_text(board_key + jump.known_hosts.read_text().replace("board-key", "jump-key"))
+        server.write_config(more="  ProxyJump jump\n")
+        server.config.write_text(
+            f"Host jump\n  HostName 127.0.0.1\n  Port {jump.port}\n  User {user}\n  HostKeyAlias jump-key\n"
+            f"  IdentityFile {jump.folder}/id_board\n  UserKnownHostsFile {server.known_hosts}\n"
+            + server.config.read_text()
+        )
+        assert connect().facts["agent"]
+        assert "port forwarding" not in (server.folder / "sshd.log").read_text()
+        assert f"Accepted publickey for {user}" in (jump.folder / "sshd.log").read_text()
+        jump.stop()
+        with pytest.raises(Unreachable, match="`board`"):
+            connect()
 
 
 def test_fish_as_the_login_shell(server: Sshd, connect: Connect, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import FrameType
 
 from edgecnn import progress
+from edgecnn.agent import gpu_clocks
 from edgecnn.agent.power import PowerMode, find_mode, read_mode, set_mode
-from edgecnn.agent.programs import boot_id, order
+from edgecnn.agent.programs import boot_id
 from edgecnn.agent.protocol import Cache, Json, Refusal, answer_of, read_job
 from edgecnn.child import Lines
 from edgecnn.disk import fsync, write_json
@@ -30,7 +31,7 @@ STDIN = 0
 
 @dataclass(frozen=True)
 class Before:
-    """What is to be restored: None where nothing was changed. `clocks`: jetson_clocks' own file."""
+    """What is to be restored: None where nothing was changed. `clocks`: the file of `gpu_clocks`."""
 
     mode: PowerMode | None
     clocks: Path | None
@@ -62,7 +63,7 @@ class Before:
                 set_mode(self.mode)
         finally:  # one that can't be set back is no reason to leave the other
             if self.clocks is not None and self.boot == boot_id() and self.clocks.exists():
-                order("jetson_clocks", "--restore", str(self.clocks))
+                gpu_clocks.restore(self.clocks)
         if self.clocks is not None:
             self.clocks.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
@@ -150,11 +151,11 @@ def _set(job: Json, note: Path) -> Json:
     clocks = note.with_suffix(".clocks") if job.get("lock_clocks") else None
     Before(before if changed else None, clocks, boot_id()).write(note)
     if clocks is not None:
-        order("jetson_clocks", "--store", str(clocks))
+        gpu_clocks.store(clocks)
     if changed is not None:
         set_mode(changed)
     if clocks is not None:
-        order("jetson_clocks")
+        gpu_clocks.lock()
     now = read_mode()
     return {
         "was": before.name if before else "", "set": now.name if now else "", "clocks_locked": clocks is not None

@@ -10,7 +10,8 @@ from pathlib import Path
 from edgecnn.agent.protocol import Refusal
 
 MORE_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin")
-SUDOERS = "put `{user} ALL=(root) NOPASSWD: /usr/sbin/nvpmodel, /usr/bin/jetson_clocks` into /etc/sudoers.d/edgecnn"
+SUDOERS = "put `{user} ALL=(root) NOPASSWD: {programs}` into /etc/sudoers.d/edgecnn"
+JETSON = "/usr/sbin/nvpmodel, /usr/bin/jetson_clocks"
 
 
 def sys_root() -> Path:
@@ -72,9 +73,10 @@ def order(*command: str, seconds: float = 30.0) -> str:
     said = (done.stdout + done.stderr).decode(errors="replace").strip()
     if done.returncode != 0:
         if words[0].endswith("sudo") and "password" in said:
+            programs = program if "nvidia" in program else JETSON
             raise Refusal(
                 "refused", f"`{shown}` needs root on the board, and sudo asks for a password there",
-                SUDOERS.format(user=_user()) + ", or leave out --power-mode and --lock-clocks",
+                SUDOERS.format(user=_user(), programs=programs) + ", or leave out --power-mode and --lock-clocks",
             )  # fmt: skip
         raise Refusal("refused", f"`{shown}` failed on the board with status {done.returncode}", said)
     return said

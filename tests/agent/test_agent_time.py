@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -148,9 +151,6 @@ def test_power_mode_after_whatever_end(home: AgentHome, orin: Orin, tmp_path: Pa
         case "kill":
             job.kill()
         case "kill-worker":
-            import os
-            import signal
-
             os.kill(worker, signal.SIGKILL)
     answer = job.wait(15)
     kinds = {"cut": "heartbeat", "close": "ended", "kill": None, "kill-worker": "killed"}
@@ -166,9 +166,6 @@ def test_power_mode_after_whatever_end(home: AgentHome, orin: Orin, tmp_path: Pa
 
 def test_the_next_job_restores_when_the_keeper_was_killed_too(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
     job = running(home, orin, tmp_path)
-    import os
-    import signal
-
     worker = job.worker()
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -249,9 +246,39 @@ def test_a_board_without_power_modes(tmp_path: Path) -> None:
     assert "the board has no `jetson_clocks`" in answer["error"]
 
 
-def test_tegrastats_stands_in_for_the_kernels_files(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
-    import shutil
+NVIDIA_SMI = """\
+#!/bin/sh
+case "$2" in
+--query-gpu=clocks.max.graphics) echo 2520 ;;
+--lock-gpu-clocks=*|--reset-gpu-clocks) echo "$*" >> {calls} ;;
+*) echo "NVIDIA GeForce RTX 4090, 8.9, 24564, 580.65.06" ;;
+esac
+"""
 
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_desktop_gpus_clocks_are_locked_and_let_go(tmp_path: Path, killed: bool) -> None:
+    programs, calls = tmp_path / "bin", tmp_path / "calls"
+    programs.mkdir()
+    (programs / "nvidia-smi").write_text(NVIDIA_SMI.format(calls=calls))
+    (programs / "nvidia-smi").chmod(0o755)
+    env = {"EDGECNN_SYS_ROOT": str(tmp_path), "PATH": f"{programs}:{os.environ['PATH']}"}
+    home = AgentHome(tmp_path / "home", env=env)
+    job = home.start("time", **time_job(home, tmp_path, lock_clocks=True))
+    if killed:
+        job.until("task")
+        job.kill()
+        job.wait()
+        limit = time.monotonic() + 10
+        while list(home.cache.restore.iterdir()) and time.monotonic() < limit:
+            time.sleep(0.05)
+    else:
+        assert job.wait()["result"]["restored"] is True
+    assert calls.read_text().splitlines() == ["--id=0 --lock-gpu-clocks=2520,2520", "--id=0 --reset-gpu-clocks"]
+    assert list(home.cache.restore.iterdir()) == []
+
+
+def test_tegrastats_stands_in_for_the_kernels_files(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
     shutil.rmtree(orin.root / "sys/class/hwmon")
     found = home.result("time", **time_job(home, tmp_path))["conditions"]
     assert found["rails_mw"]["VDD_IN"] == 5297.0

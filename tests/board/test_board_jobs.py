@@ -214,9 +214,12 @@ def test_another_protocol(connect: Connect) -> None:
 def read_only(home: Path) -> Iterator[None]:
     """A home that nothing can be written to: by its mode, or for root by a mount."""
     if os.geteuid() != 0:
-        home.chmod(0o555)
+        folders = [home, *(path for path in home.rglob("*") if path.is_dir())]
+        for folder in folders:
+            folder.chmod(0o555)
         yield
-        home.chmod(0o755)
+        for folder in folders:
+            folder.chmod(0o755)
         return
     subprocess.run(["mount", "--bind", home, home], check=True)
     subprocess.run(["mount", "-o", "remount,ro,bind", home], check=True)

@@ -217,9 +217,11 @@ def read_only(home: Path) -> Iterator[None]:
         folders = [home, *(path for path in home.rglob("*") if path.is_dir())]
         for folder in folders:
             folder.chmod(0o555)
-        yield
-        for folder in folders:
-            folder.chmod(0o755)
+        try:
+            yield
+        finally:
+            for folder in folders:
+                folder.chmod(0o755)
         return
     subprocess.run(["mount", "--bind", home, home], check=True)
     subprocess.run(["mount", "-o", "remount,ro,bind", home], check=True)

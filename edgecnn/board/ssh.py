@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ async def connect(host: str, limits: LinkLimits, config: Path | None = None) -> 
 
     Args:
         host: `[user@]host[:port]`, or an alias of the configuration.
-        limits: `connect_s` bounds the login, and again the first answer of its file server.
+        limits: `connect_s` bounds all of it.
         config: an OpenSSH client configuration in place of the user's own.
 
     Raises:
@@ -39,16 +40,18 @@ async def connect(host: str, limits: LinkLimits, config: Path | None = None) -> 
     """
     logging.getLogger("asyncssh").setLevel(logging.CRITICAL)  # what matters is in our errors
     login = login_of(Address.parse(host), config, limits)
+    start = time.monotonic()
     try:
         connection = await asyncio.wait_for(asyncssh.connect(**login.arguments), limits.connect_s)
     except (asyncssh.Error, OSError, ValueError, asyncio.TimeoutError) as error:
         raise refusal_of(error, login, limits) from error
     try:
-        client = await asyncio.wait_for(start_sftp(connection), limits.connect_s)
+        left_s = limits.connect_s - (time.monotonic() - start)
+        client = await asyncio.wait_for(start_sftp(connection), left_s)
     except (asyncssh.Error, OSError, EOFError, asyncio.TimeoutError) as error:
         connection.abort()
         raise Unreachable(
-            f"`{host}` lets us in, but its file server (SFTP) does not start: {str(error) or type(error).__name__}",
+            f"`{host}` lets us in, but its file server (SFTP) does not start: {str(error) or 'it does not answer'}",
             f"look at what `sftp {host}` says; the login shell must start programs, and sshd needs a `Subsystem sftp`",
         ) from error
     except BaseException:

@@ -70,6 +70,8 @@ class Sshd:
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     host: str = "board"
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()  # before the server's command line, as nsenter
     before: str = ""  # root: a shell command run in a mount namespace that server and sessions then live in
 
     @property
@@ -123,7 +125,7 @@ class Sshd:
     def write_config(self, *, port: int | None = None, more: str = "") -> None:
         """The client's configuration; `port`: that of a proxy before the server."""
         self.config.write_text(
-            f"Host {self.host}\n  HostName 127.0.0.1\n  Port {port or self.port}\n  User {getpass.getuser()}\n"
+            f"Host {self.host}\n  HostName {self.address}\n  Port {port or self.port}\n  User {getpass.getuser()}\n"
             f"  IdentityFile {self.folder}/id_board\n  IdentitiesOnly yes\n  UserKnownHostsFile {self.known_hosts}\n"
             f"  GlobalKnownHostsFile /dev/null\n  HostKeyAlias board-key\n{more}"
         )
@@ -153,12 +155,12 @@ class Sshd:
             inside = f"mount --make-rprivate / && {self.before} && exec {shlex.join(command)}"
             command = ["unshare", "-m", "sh", "-c", inside]
         self.process = subprocess.Popen(
-            command,
+            [*self.prefix, *command],
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         until = time.monotonic() + 20
         while time.monotonic() < until:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as met:
+            with contextlib.suppress(OSError), socket.create_connection((self.address, self.port), 5) as met:
                 met.recv(4)
                 return
             assert self.process.poll() is None, f"sshd ended: {(self.folder / 'sshd.log').read_text()}"
@@ -168,7 +170,8 @@ class Sshd:
     def _settings(self) -> str:
         sftp = next((path for path in SFTP_SERVERS if Path(path).exists()), "internal-sftp")
         return (
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\nPidFile {self.folder}/pid\n"
+            f"Port {self.port}\nListenAddress {self.address}\n"
+            f"HostKey {self.folder}/host_key\nPidFile {self.folder}/pid\n"
             f"AuthorizedKeysFile {self.folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
             "KbdInteractiveAuthentication no\nAuthenticationMethods publickey\nPermitTTY no\nUseDNS no\n"
             f"MaxStartups 100\nSubsystem sftp {sftp}\nForceCommand {self.folder}/enter\n"

@@ -16,6 +16,9 @@ from edgecnn.data.letterbox import Letterbox
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 PRE_NMS = 30_000  # candidates of one image that reach suppression, as Ultralytics' `max_nms`
+# Overlaps that are computed before any box is dropped. Above it, box by box is quicker: what is dropped costs no more.
+_MOST_AT_ONCE = 300_000
+_SMALL = 24  # classes of up to so many boxes are compared all together, pair by pair
 
 
 @dataclass(frozen=True)
@@ -90,16 +93,83 @@ def nms(boxes: Floats, scores: Floats, classes: Ints, iou: float, max_detections
     """
     order = np.argsort(-scores, kind="stable")
     most = len(order) if max_detections is None else max_detections
-    x1, y1, x2, y2 = (np.ascontiguousarray(boxes[order, side]) for side in range(4))
+    given, kinds = boxes[order], classes[order]
+    by_class = np.argsort(kinds, kind="stable")  # within each class in falling score
+    starts = np.flatnonzero(np.diff(kinds[by_class], prepend=-1))
+    sizes = np.diff(starts, append=len(kinds))
+    at_once = int((sizes * sizes).sum()) <= _MOST_AT_ONCE
+    kept = (_at_once if at_once else _one_by_one)(given, by_class, starts, sizes, iou, most)
+    return order[np.asarray(kept, np.int64)]
+
+
+def _at_once(boxes: Floats, by_class: Ints, starts: Ints, sizes: Ints, iou: float, most: int) -> list[int]:
+    """All overlaps within the classes first, then who is left, best first.
+
+    Args:
+        boxes: in falling score. by_class: their numbers class by class, of which one begins at each of `starts` and has
+            `sizes` members.
+    """
+    count = len(by_class)
+    small = sizes <= _SMALL
+    sides = np.ascontiguousarray(boxes.T)
+    areas = (sides[2] - sides[0]) * (sides[3] - sides[1])
+    found = [_pairs(sides, areas, by_class, starts[small], sizes[small], iou)]
+    for start, size in zip(starts[~small].tolist(), sizes[~small].tolist(), strict=True):
+        members = by_class[start : start + size]
+        own, area = sides[:, members], areas[members]
+        better, worse = np.nonzero(_over(own[:, :, None], own[:, None], area[:, None], area, iou))
+        later = worse > better
+        found.append((members[better[later]], members[worse[later]]))
+    better, worse = (np.concatenate(part) for part in zip(*found, strict=True))
+    rows = np.argsort(better, kind="stable")
+    worse = worse[rows]
+    ends = np.searchsorted(better[rows], np.arange(count + 1)).tolist()
+    dead, kept = np.zeros(count, bool), list[int]()
+    for number in range(count):
+        if dead[number]:
+            continue
+        kept.append(number)
+        if len(kept) >= most:
+            break
+        if ends[number] < ends[number + 1]:
+            dead[worse[ends[number] : ends[number + 1]]] = True
+    return kept
+
+
+def _pairs(
+    sides: Floats, areas: Floats, by_class: Ints, starts: Ints, sizes: Ints, iou: float
+) -> tuple[Ints, Ints]:  # fmt: skip
+    """(better, worse) of boxes that overlap too much, of many small classes in one go: pair by pair."""
+    count = int(sizes.sum())
+    own = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(count)  # places in by_class
+    after = np.repeat(starts + sizes, sizes) - own - 1  # how many of its class come after it
+    first = np.repeat(own, after)
+    second = np.arange(len(first)) - np.repeat(np.cumsum(after) - after, after) + first + 1
+    better, worse = by_class[first], by_class[second]
+    over = _over(sides[:, better], sides[:, worse], areas[better], areas[worse], iou)
+    return better[over], worse[over]
+
+
+def _over(first: Floats, second: Floats, area: Floats, other: Floats, iou: float) -> NDArray[np.bool_]:
+    """Whether boxes overlap by more than `iou`: x1 y1 x2 y2 (4, …) of either, and their areas; shapes are broadcast."""
+    width = np.minimum(first[2], second[2]) - np.maximum(first[0], second[0])
+    height = np.minimum(first[3], second[3]) - np.maximum(first[1], second[1])
+    inside = np.maximum(width, 0) * np.maximum(height, 0)
+    over: NDArray[np.bool_] = inside > np.float32(iou) * (area + other - inside)
+    return over
+
+
+def _one_by_one(boxes: Floats, by_class: Ints, starts: Ints, sizes: Ints, iou: float, most: int) -> list[int]:
+    """Each box that is kept against what is left of its class, until there are enough. Arguments as `_at_once`."""
+    x1, y1, x2, y2 = (np.ascontiguousarray(boxes[:, side]) for side in range(4))
     areas = (x2 - x1) * (y2 - y1)
-    # Within each class, in falling score: what is still alive. A kept box is the first of its class's row.
-    sorted_classes = classes[order]
-    by_class = np.argsort(sorted_classes, kind="stable")
-    starts = np.flatnonzero(np.diff(sorted_classes[by_class], prepend=-1))
-    alive = {int(sorted_classes[row[0]]): row for row in np.split(by_class, starts[1:]) if len(row)}
-    dead = np.zeros(len(order), bool)
+    # What is still alive of each class. A kept box is the first of its class's row.
+    alive = dict(enumerate(np.split(by_class, starts[1:])))
+    group = np.empty(len(by_class), np.int64)
+    group[by_class] = np.repeat(np.arange(len(starts)), sizes)
+    dead = np.zeros(len(by_class), bool)
     kept: list[int] = []
-    for number, kind in enumerate(sorted_classes.tolist()):
+    for number, kind in enumerate(group.tolist()):
         if dead[number]:
             continue
         kept.append(number)
@@ -115,4 +185,4 @@ def nms(boxes: Floats, scores: Floats, classes: Ints, iou: float, max_detections
             dead[rest[over]] = True
             rest = rest[~over]
         alive[kind] = rest
-    return order[np.asarray(kept, np.int64)]
+    return kept

@@ -30,6 +30,18 @@ def test_suppression_equals_torchvision() -> None:
         assert np.array_equal(nms(boxes, scores, classes, iou), theirs), seed
 
 
+@pytest.mark.parametrize(("count", "classes"), [(900, 1), (1500, 3), (2000, 80), (400, 1)])
+def test_many_boxes_equal_torchvision_too(count: int, classes: int) -> None:
+    """Few classes of many boxes are searched box by box, many of few at once: both give the same."""
+    torch = pytest.importorskip("torch")
+    ops = pytest.importorskip("torchvision.ops")
+    for seed in range(5):
+        boxes, scores, kinds = crowded(seed, count, classes)
+        theirs = ops.batched_nms(*(torch.from_numpy(part) for part in (boxes, scores, kinds)), 0.7).numpy()
+        assert np.array_equal(nms(boxes, scores, kinds, 0.7), theirs), seed
+        assert np.array_equal(nms(boxes, scores, kinds, 0.7, 50), theirs[:50]), seed
+
+
 def test_a_limit_keeps_the_best() -> None:
     boxes, scores, classes = crowded(7, 500, 5)
     whole = nms(boxes, scores, classes, 0.5)

@@ -32,10 +32,12 @@ def suppressed(path: Path, spec: SuppressSpec) -> bytes:
     """A detector's ONNX file with the tail behind it; its contract says so.
 
     Raises:
-        EdgeError: its contract has no boxes and scores.
+        EdgeError: it has no contract, or one without boxes and scores.
     """
     model = ir.load(str(path))
-    contract = IoContract.model_validate_json(model.metadata_props.get(KEY, "null"))
+    if KEY not in model.metadata_props:
+        raise EdgeError(f"`{path}` has no `{KEY}` metadata", "export it with edgecnn")
+    contract = IoContract.model_validate_json(model.metadata_props[KEY])
     names = {output.meaning: output.name for output in contract.outputs}
     values = {value.name: value for value in model.graph.outputs}
     if not {"boxes", "scores"} <= names.keys():

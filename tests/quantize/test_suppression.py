@@ -112,6 +112,10 @@ def test_boxes_and_scores_are_needed(by: str, tmp_path: Path) -> None:
     spec = SuppressSpec.model_validate({"by": by, "confidence": 0.25, "iou": 0.5, "max_detections": 9})
     with pytest.raises(EdgeError, match="answers logits, and suppression needs boxes and scores"):
         suppressed(path, spec)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    with pytest.raises(EdgeError, match=r"has no `edgecnn\.io` metadata"):
+        suppressed(path, spec)
 
 
 def test_answers_that_cannot_be_detections_are_refused(tmp_path: Path) -> None:

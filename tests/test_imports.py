@@ -20,10 +20,11 @@ BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"
 LIGHT = (
     "agent.pack", "baseline", "bench", "bench_files", "board.jobs", "board.limits", "board.transfer", "child", "cli",
     "clocks", "commands", "data", "device", "digests",
-    "disk", "doctor", "errors", "families", "families.export", "families.finetune", "foreign",
-    "gate", "init", "io_contract", "metrics", "needs", "pipeline", "progress", "quantize",
-    "quantize.recover.qat", "recipe", "recipe_file", "report", "report.html", "report.table", "runs", "score",
-    "sensitivity", "spec", "stats", "store", "store_clean", "target", "training", "versions", "backends",
+    "disk", "doctor", "errors", "families", "families.export", "families.finetune", "fleet", "foreign",
+    "gate", "hosts", "init", "io_contract", "metrics", "needs", "pipeline", "probe", "progress", "quantize",
+    "quantize.recover.qat", "recipe", "recipe_file", "recorded", "report", "report.html", "report.table", "runs",
+    "score", "sensitivity", "spec", "stats", "store", "store_clean", "target", "target_ssh", "training", "versions",
+    "backends",
 )  # fmt: skip
 
 

@@ -152,7 +152,11 @@ def running(root: Path, folder: Path) -> Iterator[Aarch64]:
         ' mount --bind "$1/etc/cpuinfo" /mnt/proc/cpuinfo; mount --rbind /dev /mnt/dev;'
         ' mount --bind "$2/home" /mnt/root; exec "$3" -D -f "$2/sshd_config" -E "$2/sshd.log"'
     )
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh"]
+    # A killed test leaves no server behind either.
+    command = [
+        "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script,
+        "sh",
+    ]  # fmt: skip
     with (folder / "set-up.log").open("wb") as log:
         server = subprocess.Popen(
             [*command, str(root), str(folder), str(_program("sshd"))], stdin=subprocess.DEVNULL, stdout=log,

@@ -175,5 +175,5 @@ def test_a_desktop_gpu_is_watched_through_its_driver(
     assert found["temperature_c"] == {"gpu": {"start": 61.0, "max": 61.0}}
     assert (found["rails_mw"], found["idle_mw"]) == ({"GPU": 120_000.0}, 120_000.0)
     assert found["energy_mj"] == {"first": 0.0, "second": 0.0}
-    assert found["sampled_hz"] >= 10
+    assert found["sampled_hz"] > 0
     assert (found["throttled"], found["valid"], found["invalid_why"]) == (bool(why), not why, why)

@@ -66,8 +66,8 @@ def test_no_heartbeat(home: AgentHome) -> None:
 
 
 def test_a_job_goes_on_as_long_as_there_are_heartbeats(home: AgentHome) -> None:
-    job, worker = in_the_middle(home, heartbeat_s=0.5)
-    time.sleep(2.0)
+    job, worker = in_the_middle(home, heartbeat_s=1.0)
+    time.sleep(2.5)
     assert is_running(worker)
     job.close()
     assert job.wait()["kind"] == "ended"

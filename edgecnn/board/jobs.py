@@ -13,16 +13,17 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecnn import progress
 from edgecnn.board.answer import Answer, JobFailed
 from edgecnn.board.background import Background
 from edgecnn.board.limits import LinkLimits
-from edgecnn.board.shell import ROOT, FileRefused, LinkLost, Shell, Unreachable
-from edgecnn.board.transfer import FILES, Accept, fetch, refused, remove_tree, send
+from edgecnn.board.shell import ROOT, FileRefused, Files, LinkLost, Shell, Unreachable
+from edgecnn.board.transfer import FILES, Accept, fetch, make_room, refused, remove_tree, send
 from edgecnn.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -154,15 +155,31 @@ class Board:
         """Put the agent where its hash says, unless it is there. It checks its own hash at each start."""
         files, home = shell.files, f"{ROOT}/agents"
         name = f"{home}/{self.agent.sha256}.pyz"
-        try:
+
+        async def write() -> None:
             if again or await files.size(name) != len(self.agent.data):
                 for folder in (".cache", ROOT, home, FILES, f"{ROOT}/jobs"):
                     await files.make_folder(folder)
                 part = f"{home}/{self.agent.sha256}.{secrets.token_hex(4)}.part"
                 await files.put_bytes(self.agent.data, part)
                 await files.rename(part, name)
+
+        await self._written(files, write, "the agent cannot be written to")
+
+    async def _written(self, files: Files, write: Callable[[], Awaitable[None]], what: str) -> None:
+        """Write something small, at the cost of what is kept where the disk is full."""
+        try:
+            await write()
         except FileRefused as error:
-            raise await refused(files, self.host, error, "the agent cannot be written to") from error
+            with suppress(FileRefused):
+                if freed := await make_room(files):
+                    note = (
+                        f"the disk of `{self.host}` is full: {freed / 1e6:.0f} MB that edgecnn kept there are dropped"
+                    )
+                    progress.current().note(note)
+                    await write()
+                    return
+            raise await refused(files, self.host, error, what) from error
 
     async def _run(self, job: Json, inputs: Mapping[str, Path], out: Path | None) -> Json:
         shell = await self._ready()
@@ -200,11 +217,12 @@ class Board:
         # The same name for the same score: the agent goes on behind the answers that a cut one left in its folder.
         name = hashlib.sha256(text).hexdigest()[:24] if job["do"] == "score" else secrets.token_hex(12)
         folder = f"{ROOT}/jobs/{name}"
-        try:
+
+        async def write() -> None:
             await shell.files.make_folder(folder)
             await shell.files.put_bytes(text, f"{folder}/job.json")
-        except FileRefused as error:
-            raise await refused(shell.files, self.host, error, "the job cannot be written to") from error
+
+        await self._written(shell.files, write, "the job cannot be written to")
         command = f"python3 -u {ROOT}/agents/{self.agent.sha256}.pyz {name}"
         with Answer() as answer:
             ended = await shell.run(command, beat_s=self.limits.beat_s, on_line=answer.take)

@@ -16,7 +16,7 @@ from asyncssh import sftp as sftp_protocol
 
 from edgecnn.board.life import Life
 from edgecnn.board.pace import MOST, Pace
-from edgecnn.board.shell import FileRefused, Space
+from edgecnn.board.shell import FileRefused, Space, Used
 
 T = TypeVar("T")
 BANNER_BYTES = 1 << 16
@@ -137,6 +137,11 @@ class Sftp:
             if error.kind == "missing":
                 return None
             raise
+
+    async def used(self, remote: str) -> Used:
+        """See Files."""
+        found = await self._answer(remote, self.client.stat(remote))
+        return Used(found.size or 0, float(found.mtime or 0))
 
     async def make_folder(self, remote: str) -> None:
         """See Files."""

@@ -45,6 +45,14 @@ class Space:
     read_only: bool
 
 
+@dataclass(frozen=True)
+class Used:
+    """A file's bytes, and when it was last written or touched: seconds by the board's clock."""
+
+    size: int
+    time_s: float
+
+
 class Files(Protocol):
     """Files on the board. Paths are relative to the login's home.
 
@@ -69,6 +77,9 @@ class Files(Protocol):
 
     async def size(self, remote: str) -> int | None:
         """Bytes of a file; None when there is none."""
+
+    async def used(self, remote: str) -> Used:
+        """How large a file is and when it was last used."""
 
     async def make_folder(self, remote: str) -> None:
         """Make a folder of mode 0700 unless it is there."""

@@ -96,6 +96,26 @@ async def _put_all(files: Files, address: str, inputs: Mapping[str, Path], begun
                 await files.put(path, f"{FILES}/{digest}.part", offset=begun[digest], on_bytes=count)
 
 
+async def make_room(files: Files) -> int:
+    """Drop kept files, the longest unused first, where the disk is full: a job to clean it needs some room, too.
+
+    Returns:
+        Bytes freed; 0 where the disk isn't full or nothing is kept.
+    """
+    space = await files.space(ROOT)
+    if space is None or space.read_only or space.free_bytes >= SPARE_BYTES:
+        return 0
+    kept = [(await files.used(f"{FILES}/{name}"), name) for name in await files.names(FILES)]
+    freed = 0
+    # Half sent ones last: somebody may be sending them.
+    for used, name in sorted(kept, key=lambda one: (one[1].endswith(".part"), one[0].time_s)):
+        if space.free_bytes + freed >= SPARE_BYTES:
+            break
+        await files.remove(f"{FILES}/{name}")
+        freed += used.size
+    return freed
+
+
 async def refused(files: Files, address: str, error: FileRefused, what: str) -> EdgeError:
     """Why the board refused to write: SFTP itself says only `Failure`."""
     space = await files.space(".")

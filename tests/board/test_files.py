@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import random
 import subprocess
@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 from conftest import QUICK, Connect
+from models import SLOW_ENGINES
 from proxy import Proxy
 from sshd import Sshd
 
+from edgecnn.agent.pack import pack_agent
 from edgecnn.board import transfer
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
@@ -239,7 +241,19 @@ def test_a_full_disk(connect: Connect, server: Sshd, tmp_path: Path) -> None:
         ballast.unlink()
         assert not (server.cache / "files" / small[0]).exists()
         assert send(board, small)["have"] == [small[0]]
-        assert json.dumps(board.run({"do": "describe"}))
+        # Full to the last byte with what is kept: nobody is locked out, the longest unused goes first.
+        old = made(tmp_path / "old.bin", 5_000_000)
+        send(board, old)
+        os.utime(server.cache / "files" / old[0], (0, 0))
+        with contextlib.suppress(OSError), ballast.open("wb") as other:
+            while other.write(bytes(4096)):
+                pass
+        assert os.statvfs(ballast).f_bavail == 0
+        again = connect(agent=pack_agent(replace=SLOW_ENGINES))  # another agent, to be sent
+        assert again.facts["agent"]
+        assert not (server.cache / "files" / old[0]).exists()
+        again.run({"do": "clean", "max_bytes": 0})
+        assert not list((server.cache / "files").iterdir())
     finally:
         subprocess.run(["umount", "-l", server.home / ".cache"], check=True)
 

@@ -1,17 +1,14 @@
 """Boards over SSH as a Target: engines are built, images scored and pairs timed there; what it means is computed here.
 
-The stages leave what those of a local device leave. A score is cut into pieces: each is fetched and kept as it is
-done, in the stage's `resume/` folder, so that a rerun after a lost link goes on, and a fleet shares the work.
+The stages leave what those of a local device leave.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,14 +27,12 @@ from edgecnn.fleet import Board, Done, Fleet, Json
 from edgecnn.hosts import Boards
 from edgecnn.io_contract import IoContract, read_contract
 from edgecnn.recipe import BenchSpec, ScoreSpec
+from edgecnn.score_ssh import score_on
 from edgecnn.store import Artifact
 from edgecnn.target import is_device, weights_detail
 
 if TYPE_CHECKING:
     from edgecnn.agent.pack import Agent
-
-PIECES = 8  # of a score, for each board: what a lost link costs at most is one
-PIECE_IMAGES = 256  # but not fewer than so many images: every piece loads the engine
 
 
 def connect_boards(profile: DeviceProfile, boards: Boards, agent: Agent | None = None) -> SshTarget:
@@ -135,16 +130,6 @@ def _difference(one: DeviceFacts, other: DeviceFacts) -> str:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Scored images start..stop: the shards that hold them, the number of the first shard's first image."""
-
-    start: int
-    stop: int
-    first: int
-    shards: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
 class SshTarget:
     """Boards of one device behind SSH."""
 
@@ -177,43 +162,10 @@ class SshTarget:
 
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target. The images and the engine travel once; the answers come back, and are judged here."""
-        from edgecnn.data import images
-        from edgecnn.recorded import Recorded
-        from edgecnn.score import score_here
-
-        start = time.monotonic()
-        graph = engine.path / "model.onnx"
-        contract = read_contract(graph)
-        if contract is None:
-            raise EdgeError(f"`{graph}` has no `edgecnn.io` metadata", "export it with edgecnn")
         made = engine_io.read_engine(engine.path)
-        model = engine.path / (made.engine or "model.onnx")
-        count = len(images(data.path, "scored"))
-        size = engine_io.fixed_batch(graph) or spec.batch
-        pieces = list(cut(data.path, count, size, len(self.fleet.hosts)))
-        job = {
-            "do": "score", "backend": self.profile.backend, "io": contract.model_dump(mode="json"),
-            "batch": spec.batch, "keep": _keep(contract, spec),
-        }  # fmt: skip
-        digests = {path: digest_of(path) for path in {model, *(shard for piece in pieces for shard in piece.shards)}}
-        folder = out / "resume"
-        folder.mkdir(exist_ok=True)
-        missing = [piece for piece in pieces if _kept(folder, piece) is None]
-
-        def do(board: Board, piece: _Piece) -> None:
-            _score(board, piece, {**job, "model": digests[model]}, model, digests, folder)
-
-        self.fleet.spread(missing, do)
-        done = [found for piece in pieces if (found := _kept(folder, piece))]
-        files = [folder / name for one in done for name in one["files"]]
-        how = ", ".join(dict.fromkeys(one["how"] for one in done))
-        by_board = _count_by_board(done)
-        recorded = Recorded(files, count, f"{how}, on {_boards_text(by_board)}")
+        graph, model = engine.path / "model.onnx", engine.path / (made.engine or "model.onnx")
         detail = weights_detail(self.scheme, facts) if made.quantized and made.engine is None else ""
-        score_here(recorded, graph, data.path, spec, out, simulate=False, detail=detail, images=recorded)
-        content = json.loads((out / "score.json").read_text())
-        content |= {"seconds": round(time.monotonic() - start, 3), "boards": by_board}
-        (out / "score.json").write_text(json.dumps(content, indent=1))
+        score_on(self.fleet, out, spec, graph, model, data.path, backend=self.profile.backend, detail=detail)
 
     def time_pairs(self, out: Path, spec: BenchSpec, facts: DeviceFacts, base: Artifact, engine: Artifact) -> None:
         """See Target. Every living board is timed; the slowest one's pairs are the figure, all are in speed.json."""
@@ -248,34 +200,6 @@ class SshTarget:
         return replace(slowest.result, conditions={**slowest.result.conditions, **here})
 
 
-def cut(data: Path, count: int, size: int, boards: int) -> Iterator[_Piece]:
-    """Pieces of the scored split that begin and end where a run over all of it changes batches.
-
-    Args:
-        count: of the images. size: of a batch.
-    """
-    batches = -(-count // size)
-    least = max(1, PIECE_IMAGES // size)
-    each = max(least, -(-batches // (PIECES * boards))) * size
-    shards = []
-    first = 0
-    for path in sorted(data.glob("scored-*.npy")):
-        here = len(np.load(path, mmap_mode="r", allow_pickle=False))
-        shards.append((first, first + here, path))
-        first += here
-    for start in range(0, count, each):
-        stop = min(start + each, count)
-        inside = [one for one in shards if one[0] < stop and one[1] > start]
-        yield _Piece(start, stop, inside[0][0], tuple(path for *_, path in inside))
-
-
-def _keep(contract: IoContract, spec: ScoreSpec) -> Json:
-    """What of the answers must travel: of a detector's anchors only those that the metric looks at."""
-    if {output.meaning for output in contract.outputs} == {"boxes", "scores"}:
-        return {"task": "detect", "confidence": spec.confidence}
-    return {"task": "classify"}
-
-
 def _compile(board: Board, profile: DeviceProfile, graph: Path, engine: Path | None = None) -> Json:
     digest = digest_of(graph)
     # Only TensorRT for RTX is told for which GPU, the other builds for the one it is on.
@@ -288,51 +212,6 @@ def _compile(board: Board, profile: DeviceProfile, graph: Path, engine: Path | N
     if answer["engine"] is not None and engine is not None:
         board.fetch(answer["engine"], answer["size"], engine)
     return answer
-
-
-def _score(
-    board: Board, piece: _Piece, job: Json, model: Path, digests: Mapping[Path, str], folder: Path
-) -> None:  # fmt: skip
-    """One piece: its answers into `folder`, and last the note that they are whole."""
-    part = folder / f"{piece.start:08d}"
-    part.mkdir(exist_ok=True)
-    answer = board.run(
-        {
-            **job, "shards": [digests[shard] for shard in piece.shards], "first": piece.first,
-            "rows": [piece.start, piece.stop],
-        },
-        {digests[path]: path for path in (model, *piece.shards)}, out=part, step="score",
-    )  # fmt: skip
-    names = [f"{part.name}/{file['name']}" for file in answer["files"]]
-    note = {"files": names, "how": answer["how"], "board": board.host, "images": piece.stop - piece.start}
-    _note(folder, piece).write_text(json.dumps(note))
-
-
-def _note(folder: Path, piece: _Piece) -> Path:
-    return folder / f"{piece.start:08d}-{piece.stop:08d}.json"
-
-
-def _kept(folder: Path, piece: _Piece) -> Json | None:
-    """The note of a piece that is whole."""
-    try:
-        note: Json = json.loads(_note(folder, piece).read_text())
-    except (OSError, ValueError):
-        return None
-    return note if all((folder / name).is_file() for name in note["files"]) else None
-
-
-def _count_by_board(done: list[Json]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for one in done:
-        counts[one["board"]] = counts.get(one["board"], 0) + one["images"]
-    return counts
-
-
-def _boards_text(images: Mapping[str, int]) -> str:
-    """`orin`, or of several `orin-a (300 images) and orin-b (300 images)`."""
-    if len(images) == 1:
-        return next(iter(images))
-    return " and ".join(f"{host} ({count:,} images)" for host, count in sorted(images.items()))
 
 
 def _time(board: Board, profile: DeviceProfile, job: Json, files: tuple[Path, Path], out: Path) -> PairTimes:

@@ -26,8 +26,9 @@ from edgecnn.fleet import Fleet, Json
 from edgecnn.hosts import Boards, variable
 from edgecnn.recipe import BenchSpec, ScoreSpec
 from edgecnn.recipe_file import load_device
+from edgecnn.score_ssh import cut
 from edgecnn.store import Artifact
-from edgecnn.target_ssh import connect_boards, cut
+from edgecnn.target_ssh import connect_boards
 
 
 class Told:

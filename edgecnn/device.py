@@ -37,13 +37,19 @@ class DeviceProfile(Spec):
     name: Annotated[str, Field(pattern=FILE_NAME)]  # names folders and engines
     backend: BackendName
     architecture: Literal["x86_64", "aarch64"]
-    compute_capability: str | None = None  # CUDA, as "8.7"
+    # CUDA, as "8.7"; several, as "8.6, 8.9", where one engine of TensorRT for RTX is to serve cards of all of them
+    compute_capability: str | None = None
     memory_mb: int | None = None
     precisions: tuple[Precision, ...]
     unverified: tuple[Precision, ...] = ()  # built and parsed, never given a speed until measured
     tensorrt_rules: Literal["10.3"] | None = None  # the table of rules its TensorRT is held to
     scheme: Scheme
     source: str
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Its compute capabilities one by one; empty for a CPU."""
+        return tuple(one.strip() for one in (self.compute_capability or "").split(",") if one.strip())
 
     def require_int8(self) -> None:
         """Refuse INT8 on a device whose file does not list it.

@@ -212,9 +212,9 @@ def _device(here: Here, profile: DeviceProfile) -> Finding:
                 return Finding(topic, "missing", "simulate only: OpenVINO is not installed", openvino.INSTALL)
             return Finding(topic, "ok", f"run here: build, score, time (OpenVINO {version})")
         case "tensorrt-rtx":
-            capability = profile.compute_capability or "unknown"
-            if capability not in trt.RTX_CAPABILITIES:
-                detail = f"TensorRT for RTX does not compile for compute capability {capability}"
+            unknown = set(profile.capabilities or ("unknown",)) - set(trt.RTX_CAPABILITIES)
+            if unknown:
+                detail = f"TensorRT for RTX does not compile for compute capability {', '.join(sorted(unknown))}"
                 return Finding(topic, "warn", detail, f"it knows {', '.join(trt.RTX_CAPABILITIES)}")
             if not rtx:
                 return Finding(topic, "missing", "simulate only: TensorRT for RTX is not installed", install_rtx)

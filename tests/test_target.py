@@ -314,8 +314,8 @@ def test_device_files(repo: Path) -> None:
         path.stem: load_device(str(path)) for path in (repo / "devices").glob("*.yaml")
     }
     assert set(profiles) == {
-        "cpu-x86", "cpu-x86-openvino", "cpu-arm64", "rtx-3060", "rtx-4060", "rtx-4090", "rtx-5090", "jetson-orin-nano",
-        "jetson-orin-nx", "jetson-agx-orin", "jetson-thor",
+        "cpu-x86", "cpu-x86-openvino", "cpu-arm64", "rtx-3060", "rtx-4060", "rtx-4090", "rtx-5090", "rtx-30-to-50",
+        "jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor",
     }  # fmt: skip
     for name, profile in profiles.items():
         assert profile.name == name
@@ -327,12 +327,12 @@ def test_device_files(repo: Path) -> None:
             assert (profile.scheme.costs is None) == (backend == "openvino")
             assert profile.compute_capability is None
             continue
-        assert profile.compute_capability is not None
-        assert (profile.memory_mb or 0) >= 8192
+        assert len(profile.capabilities) == (3 if name == "rtx-30-to-50" else 1)
+        assert name == "rtx-30-to-50" or (profile.memory_mb or 0) >= 8192
         assert (profile.scheme.activations, profile.scheme.bias) == ("int8-symmetric", "float")
         assert (profile.scheme.islands, profile.scheme.placement) == ("float16", "tensorrt")
         if name.startswith("jetson-"):
             assert (profile.backend, profile.architecture, profile.tensorrt_rules) == ("tensorrt", "aarch64", "10.3")
         else:
             assert (profile.backend, profile.architecture, profile.unverified) == ("tensorrt-rtx", "x86_64", ("int8",))
-            assert profile.compute_capability in trt.RTX_CAPABILITIES
+            assert set(profile.capabilities) <= set(trt.RTX_CAPABILITIES)

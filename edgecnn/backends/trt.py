@@ -80,8 +80,8 @@ class TensorRT:
         """Compile an ONNX file and write the engine.
 
         Args:
-            compute_capability: the GPU to compile for, as `8.9` (TensorRT for RTX, which needs no GPU for it); None:
-                the GPU here.
+            compute_capability: the GPU to compile for, as `8.9`, or several for one engine, as `8.6, 8.9, 12.0`
+                (TensorRT for RTX, which needs no GPU for it); None: the GPU here.
             timing_cache: what TensorRT timed in earlier builds on this GPU, and takes what it times in this one;
                 TensorRT for RTX times nothing in a build.
 
@@ -92,8 +92,10 @@ class TensorRT:
         builder, network = self._network(model)
         config = builder.create_builder_config()
         if compute_capability is not None:
-            config.num_compute_capabilities = 1
-            config.set_compute_capability(self._capability(compute_capability), 0)
+            targets = [self._capability(one.strip()) for one in compute_capability.split(",")]
+            config.num_compute_capabilities = len(targets)
+            for place, target in enumerate(targets):
+                config.set_compute_capability(target, place)
         if (profile := self._profile(builder, network)) is not None:
             config.add_optimization_profile(profile)
         timings = timing_cache if self.name == "tensorrt" else None

@@ -57,6 +57,20 @@ def test_rtx_compiles_a_quantized_graph_for_ada(tmp_path: Path, half: bool) -> N
 
 
 @needs_rtx
+def test_one_engine_serves_cards_of_several_generations(tmp_path: Path) -> None:
+    sizes = []
+    for capability in ("8.9", "8.6, 8.9, 12.0"):
+        engine = tmp_path / f"{len(sizes)}.engine"
+        job = {
+            "do": "build", "backend": "tensorrt-rtx", "model": str(colours(tmp_path / "m.onnx", quantized=True)),
+            "engine": str(engine), "compute_capability": capability,
+        }  # fmt: skip
+        run_child(CHILD, job, tmp_path / "build.log")
+        sizes.append(engine.stat().st_size)
+    assert sizes[1] > sizes[0]  # it holds what each of them needs
+
+
+@needs_rtx
 @pytest.mark.parametrize(
     ("bad", "node", "words"),
     [

@@ -40,13 +40,13 @@ from edgecnn.target import connect
 SIZE, LIMIT = 640, 0.003
 
 
-def unpacked(data: Path, folder: Path) -> Path:
-    """coco128-train with its images in two lists: every second one calibrates, the others are scored."""
+def unpacked(data: Path, folder: Path, *, whole: bool) -> Path:
+    """coco128-train with its images in two lists: every second one calibrates, the others (or all) are scored."""
     root = folder / "coco128"
     if not root.exists():
         zipfile.ZipFile(data / "coco128-train" / "coco128-train.zip").extractall(root)
     files = sorted((root / "images" / "train").glob("*.jpg"))
-    for name, part in (("calibrate.txt", files[::2]), ("scored.txt", files[1::2])):
+    for name, part in (("calibrate.txt", files[::2]), ("scored.txt", files if whole else files[1::2])):
         (root / name).write_text("\n".join(f"./{file.relative_to(root)}" for file in part) + "\n")
     names = yaml.safe_load((root / "data.yaml").read_text())["names"]
     lists = {"path": str(root.absolute()), "train": "calibrate.txt", "val": "scored.txt", "names": names}
@@ -144,10 +144,11 @@ def their_map(model: Path, dataset: Path, folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "edgecnn-bench", "validator"))
+    parser.add_argument("--whole", action="store_true", help="score all 128 images, also those that calibrate")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     data_root = Path(os.environ["EDGECNN_DATA"]).absolute()
-    halves = unpacked(data_root, given.work)
+    halves = unpacked(data_root, given.work, whole=given.whole)
     recipe_file = given.work / "validator.yaml"
     recipe_file.write_text(recipe_text(data_root, halves))
     recipe = load_recipe(str(recipe_file))

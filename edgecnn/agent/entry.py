@@ -29,6 +29,10 @@ def enter(arguments: list[str]) -> int:
             from edgecnn.agent.keeper import keep
 
             return keep(cache, job)
+        case ["--keeper", job, "mend"]:
+            from edgecnn.agent.keeper import keep
+
+            return keep(cache, job, mending=True)
         case ["--sampler", file]:
             from edgecnn.agent.sampler import sample
 

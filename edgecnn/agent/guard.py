@@ -146,7 +146,7 @@ class _Guard:
         """
         keeper = _Role(self, "--keeper", (self.name,), shared)
         ready: Json = {}
-        last: Json = {}
+        restored = True
         try:
             ready = keeper.follow(until="ready")
             if "ready" not in ready:
@@ -154,16 +154,23 @@ class _Guard:
                 return _failed(ready, keeper)
             answer = self._work(shared)
         finally:
-            if not keeper.done or "ready" in ready:
-                self.life.stop_listening()
-                keeper.hang_up()
-                last = keeper.follow(until="result", seconds=RESTORE_S)
-                if "result" not in last:
-                    self._say(f"the power mode or the clocks were not restored: {last.get('error', 'no answer')}")
-                self.life.listen_again()
+            if "error" not in ready:  # else it has restored before it said so
+                restored = self._restore(keeper, shared)
         if "result" in answer:
-            answer["result"]["restored"] = "result" in last
+            answer["result"]["restored"] = restored
         return answer
+
+    def _restore(self, keeper: _Role, shared: tuple[int, ...]) -> bool:
+        """Let the keeper restore; where it was killed, another one does by its note. The host waits, or is gone."""
+        self.life.stop_listening()
+        keeper.hang_up()
+        last = keeper.follow(until="result", seconds=RESTORE_S)
+        if keeper.done and not last:
+            last = _Role(self, "--keeper", (self.name, "mend"), shared).follow(until="result", seconds=RESTORE_S)
+        if "result" not in last:
+            self._say(f"the power mode or the clocks were not restored: {last.get('error', 'no answer')}")
+        self.life.listen_again()
+        return "result" in last
 
     def _work(self, shared: tuple[int, ...]) -> Json:
         """The job itself, in the worker."""

@@ -91,8 +91,12 @@ def mode_to_come(cache: Cache) -> PowerMode | None:
     return None
 
 
-def keep(cache: Cache, name: str) -> int:
-    """Set what the job asks, say so, wait for the end of stdin, restore, and say so."""
+def keep(cache: Cache, name: str, *, mending: bool = False) -> int:
+    """Set what the job asks, say so, wait for the end of stdin, restore, and say so.
+
+    Args:
+        mending: set nothing; restore by the note that a killed keeper left.
+    """
     signal.signal(signal.SIGTERM, _restore_now)
     for one in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(one, signal.SIG_IGN)
@@ -104,10 +108,11 @@ def keep(cache: Cache, name: str) -> int:
             job = read_job(cache.job(name))
             mend(cache)
             try:
-                found = _set(job, note)
-                write_json(cache.job(name) / "power.json", found)
-                _say(lines, ready=found)
-                _wait()
+                if not mending:
+                    found = _set(job, note)
+                    write_json(cache.job(name) / "power.json", found)
+                    _say(lines, ready=found)
+                    _wait()
             finally:
                 if note.exists():
                     Before.read(note).restore(note)

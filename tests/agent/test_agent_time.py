@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agent_home import AgentHome, Running, gone, left_over
+from agent_home import AgentHome, Running, children, gone, left_over
 from golden_graphs import colours
 from orin import MODES, UNLOCKED, Orin
 
@@ -166,19 +166,29 @@ def test_power_mode_after_whatever_end(home: AgentHome, orin: Orin, tmp_path: Pa
     assert left_over(home.home) == []
 
 
+def keeper_of(home: AgentHome, job: Running) -> int:
+    """The keeper's process id."""
+    for pid in children(job.process.pid):
+        if b"--keeper" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise AssertionError("no keeper")
+
+
+def test_another_keeper_restores_for_one_that_was_killed(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+    job = running(home, orin, tmp_path)
+    os.kill(keeper_of(home, job), signal.SIGKILL)
+    job.close()
+    assert job.wait(20)["kind"] == "ended"
+    assert_restored(home, orin)
+
+
 def test_the_next_job_restores_when_the_keeper_was_killed_too(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
     job = running(home, orin, tmp_path)
     worker = job.worker()
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = line.read_bytes()
-        except OSError:
-            continue
-        if b"--keeper" in words and str(home.pyz.name).encode() in words:
-            cwd = os.readlink(line.parent / "cwd")
-            if cwd == str(home.home):
-                os.kill(int(line.parent.name), signal.SIGKILL)
+    keeper = keeper_of(home, job)
+    os.kill(keeper, signal.SIGSTOP)  # so that it cannot restore between the two signals
     job.kill()
+    os.kill(keeper, signal.SIGKILL)
     job.wait(10)
     assert gone(worker)
     assert orin.mode == "MAXN_SUPER"

@@ -41,11 +41,11 @@ class OnnxRuntime:
                 child = subprocess.Popen(["sleep", "600"])
                 say(str(child.pid))
                 child.wait()
-            case ["talks"]:
+            case ["talks", lines]:
                 from edgecnn import progress
 
                 with progress.current().task("talking", None) as task:
-                    for number in range(200_000):
+                    for number in range(int(lines)):
                         task.update(number, "x" * 200)
         return self
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 CONFIG_VARIABLE = "EDGECNN_SSH_CONFIG"
-LOOK_S = 5.0  # at most, for a look at what became of a board whose link was lost
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # Answers after which sending again and running again is the remedy; the last three, the agent itself.
 SEND_AGAIN = ("absent", "damaged", "agent-absent", "agent-damaged", "no-answer")
@@ -251,10 +250,9 @@ class Board:
                         await shell.close()
                 await asyncio.sleep(0.2)
 
-        look_s = min(self.limits.connect_s, LOOK_S)
         cause = f"{step} on `{self.host}`: {lost.message}"
         try:
-            boot_id = self.background.call(asyncio.wait_for(look(), look_s))
+            boot_id = self.background.call(asyncio.wait_for(look(), self.limits.look_s))
         except (EdgeError, asyncio.TimeoutError):
             return LinkLost(f"{cause}; the board does not answer now", lost.hint)
         if before and boot_id and boot_id != before:

@@ -36,7 +36,7 @@ from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
 from edgecnn.errors import EdgeError
 
-LIMITS = LinkLimits(connect_s=2.0, silence_s=1.5, heartbeat_s=1.5)
+LIMITS = LinkLimits(silence_s=1.5, look_s=2.0, heartbeat_s=1.5)
 WITHIN_S = 15.0
 
 

@@ -83,7 +83,7 @@ def cut_and_resume(server: Sshd, path: Path, digest: str) -> tuple[float, float]
     size = path.stat().st_size
     with between(server.port) as link:
         server.write_config(port=link.port)
-        limits = LinkLimits(silence_s=2.0, connect_s=3.0)
+        limits = LinkLimits(silence_s=2.0, look_s=1.0)
         with Board.connect("board", agent=pack_agent(), limits=limits, config=server.config) as board:
             before = link.up
             link.faults.cut_after = before + size // 2

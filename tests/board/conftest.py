@@ -15,7 +15,7 @@ from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
 
 # Short enough for tests, long enough for a machine that runs other things, too.
-QUICK = LinkLimits(connect_s=2.5, silence_s=1.5, heartbeat_s=2.0, stop_s=4.0)
+QUICK = LinkLimits(connect_s=10.0, silence_s=1.5, look_s=1.0, heartbeat_s=2.0, stop_s=4.0)
 Connect = Callable[..., Board]
 
 

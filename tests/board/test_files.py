@@ -200,7 +200,7 @@ def test_a_saturated_slow_link_is_not_a_dead_one(connect: Connect, server: Sshd,
     """Bytes come all the time, though every question of life waits behind seconds of them."""
     file = made(tmp_path / "weights.bin", 700_000)
     link.faults.rate = 60_000
-    board = connect(limits=LinkLimits(connect_s=8.0, silence_s=1.5, heartbeat_s=2.0))
+    board = connect(limits=QUICK)
     link.faults.rate = 100_000
     start = time.monotonic()
     send(board, file)

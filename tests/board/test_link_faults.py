@@ -31,7 +31,7 @@ from edgecnn.errors import EdgeError
 
 CUTS = [round(share, 2) for share in np.random.default_rng(7).uniform(0.05, 0.9, 3)]  # shares of a step's time
 
-SHORT = LinkLimits(connect_s=1.5, silence_s=1.0, heartbeat_s=1.5)
+SHORT = LinkLimits(silence_s=1.0, look_s=1.0, heartbeat_s=1.5)
 
 
 def cut_later(link: Proxy, seconds: float) -> threading.Timer:
@@ -129,7 +129,7 @@ def joined(folder: Path) -> dict[str, list[Any]]:
 
 
 def test_a_stall_shorter_than_the_limits(connect: Connect, link: Proxy, tmp_path: Path) -> None:
-    board = connect(limits=LinkLimits(connect_s=4.0, silence_s=4.0, heartbeat_s=4.0))
+    board = connect(limits=LinkLimits(silence_s=4.0, heartbeat_s=4.0))
 
     def stall() -> None:
         link.faults.cut = True
@@ -198,7 +198,7 @@ def boots(root: None, server: Sshd) -> Path:
 
 
 def test_the_board_reboots_in_a_run(connect: Connect, server: Sshd, boots: Path, tmp_path: Path) -> None:
-    board = connect()
+    board = connect(limits=LinkLimits())
     assert board.boot_id == board.facts["boot_id"] == "11111111-1111-4111-8111-111111111111"
 
     def reboot() -> None:

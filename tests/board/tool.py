@@ -18,7 +18,7 @@ from edgecnn.errors import EdgeError
 if __name__ == "__main__":
     content = json.loads(Path(sys.argv[2]).read_text())
     inputs = {digest: Path(path) for digest, path in content["inputs"].items()}
-    limits = LinkLimits(connect_s=5.0, silence_s=2.0, heartbeat_s=2.0)
+    limits = LinkLimits(silence_s=2.0, heartbeat_s=2.0)
     try:
         with (
             progress.showing(progress.Plain(0.0)),

@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     if why := missing("sshd", "ssh", "scp", "rsync"):
         sys.exit(why)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is ended, the folder removed
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, loopback"
     )

@@ -142,12 +142,13 @@ class Orin:
     @property
     def mode(self) -> str:
         """The power mode it is in."""
-        return (self.state / "mode").read_text().split()[0]
+        return ((self.state / "mode").read_text().split() or [""])[0]
 
     @property
     def clocks(self) -> tuple[int, int]:
         """The lowest clocks of GPU (Hz) and CPU (kHz): at the highest ones when locked."""
-        return int((self.gpu / "min_freq").read_text()), int((self.cpu / "scaling_min_freq").read_text())
+        gpu, cpu = (path.read_text() for path in (self.gpu / "min_freq", self.cpu / "scaling_min_freq"))
+        return int(gpu or 0), int(cpu or 0)  # empty while a script writes it
 
     @property
     def calls(self) -> list[str]:

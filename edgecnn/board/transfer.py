@@ -1,7 +1,8 @@
 """Files to and from a board, by content: what is there isn't sent, what was half sent goes on, what came is checked.
 
-Plain SFTP is all it takes. `rsync --partial --append-verify` was measured beside it on 1 GB over loopback: it was
-slower than these pipelined 128 KiB blocks, and needs a second login and a program on both ends.
+Plain SFTP is all it takes. `rsync --partial --append-verify` was measured beside it on 1 GB over loopback: about as
+fast as these pipelined 128 KiB blocks (85 beside 89 MB/s, 103 beside 71 on a busier machine, our hash and flush to disk
+in the second figures alone), and it needs a second login and a program on both ends.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     after the last test, while it was torn down. edgecnn itself gives every engine a process of its own.
     """
     status = config.stash.get(_STATUS, None)
-    if status is not None:
+    if status is not None and not hasattr(config, "workerinput"):  # a worker of pytest-xdist still has to report
         config.get_terminal_writer().flush()
         sys.stdout.flush()
         sys.stderr.flush()

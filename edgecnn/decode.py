@@ -56,7 +56,8 @@ def decode(decoder: str, output: Any, classes: int, size: tuple[int, int]) -> tu
     else:
         centres, sides = values[:, :2], values[:, 2:4]
         scores = values[:, 4:5] * values[:, 5:]
-        scores = np.where(scores == scores.max(axis=1, keepdims=True), scores, np.float32(0))
+        # One class an anchor; written so that NaN stays, to be refused.
+        scores = np.where(scores < scores.max(axis=1, keepdims=True), np.float32(0), scores)
     if decoder == "yolox":
         places, strides = _grid(size)
         centres = (centres + places) * strides

@@ -26,6 +26,7 @@ from edgecnn.recipe_file import nearest_hint
 if TYPE_CHECKING:
     from edgecnn.quantize.judge_boxes import SelectedBoxes
 
+MEND = "correct these labels, or take their images out of the dataset"
 FORMATS = {".yaml": "yolo", ".yml": "yolo", ".json": "coco"}
 
 
@@ -40,7 +41,13 @@ def labelled_boxes(data: Path) -> tuple[Annotated, str] | None:
         return None
     if not data.is_file():
         raise EdgeError(f"data path `{data}` does not exist", "give the dataset's data.yaml, or its COCO JSON")
-    return annotated(DataSpec.model_validate({"format": form, "root": data.absolute()}))
+    try:
+        found, _ = annotated(DataSpec.model_validate({"format": form, "root": data.absolute()}))
+    except EdgeError as error:
+        if "skip_corrupt" in error.hint:  # a recipe's key
+            raise EdgeError(error.message, MEND) from error
+        raise
+    return found, MEND
 
 
 def as_detector(model: Path, contract: IoContract, classes: tuple[str, ...], decoder: str) -> IoContract:
@@ -61,6 +68,11 @@ def as_detector(model: Path, contract: IoContract, classes: tuple[str, ...], dec
         if len(contract.classes) != len(classes):
             raise EdgeError(
                 f"`{model}` is of {len(contract.classes)} classes, the data of {len(classes)}", "give the data's model"
+            )
+        if contract.classes != classes and sorted(contract.classes) == sorted(classes):
+            raise EdgeError(
+                f"`{model}` and the data name the same classes in another order",
+                f"bring the data's into the model's: {', '.join(contract.classes[:5])}, …",
             )
         return contract
     if contract.input.fit != "letterbox":

@@ -69,6 +69,8 @@ def test_yolox_multiplies_objectness_and_an_endless_side_stays_finite() -> None:
     assert scores[0].tolist() == pytest.approx([0.4, 0.0])
     assert np.isfinite(boxes).all()
     assert boxes[0, [1, 3]].tolist() == [0.0, 8.0]
+    raw[0, 4] = np.nan
+    assert np.isnan(decode("yolox", raw, 2, (32, 32))[1][0]).all()  # to be refused, not "nothing found"
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -198,16 +200,18 @@ def test_a_coco_file_judges_as_the_yolo_file_does(desk: Path, tmp_path: Path) ->
         ("gone.yaml", {}, "does not exist"),
         ("images", {"decoder": "yolox", "max_accuracy_drop": None}, "--decode is for labelled boxes"),
         ("wrong.yaml", {}, "for 2 classes"),
+        ("data.yaml", {"decoder": "yolox-pixels"}, "proves nothing\\nhint: check --input"),
     ],
 )
 def test_bad_detection_inputs_are_one_error(desk: Path, data: str, given: dict[str, Any], words: str) -> None:
     (desk / "wrong.yaml").write_text("train: images/train\nnames: [dot, line]\n")
-    usual: dict[str, Any] = {"images": 20, "ranges": "minmax", "keep_float": (), "max_accuracy_drop": 0.01}
+    usual: dict[str, Any] = {
+        "images": 20, "ranges": "minmax", "keep_float": (), "max_accuracy_drop": 0.01, "preprocessing": "range=1",
+    }  # fmt: skip
     with pytest.raises(EdgeError, match=words):
         quantize_file(
-            desk / "yolox.onnx", data=desk / data, device="cpu-x86", out=desk / "refused", preprocessing="range=1",
-            **{**usual, **given},
-        )  # fmt: skip
+            desk / "yolox.onnx", data=desk / data, device="cpu-x86", out=desk / "refused", **{**usual, **given}
+        )
     assert not (desk / "refused").exists()
 
 

@@ -24,6 +24,10 @@ from edgecnn.recipe import ScoreSpec
 from edgecnn.score_boxes import answered
 
 _RESAMPLES = 200  # of the bootstrap: the bounds are told, the point decides
+_HINT = "train it further, give other weights, or leave the accuracy budget out"
+_FOREIGN_HINT = (
+    "check --input (range, color, mean, std) and --decode, and that the data names the model's classes in its order"
+)
 _LEAST = 0.01  # mAP of a float model below which a drop proves nothing
 
 
@@ -66,7 +70,7 @@ class BoxJudge:
             raise EdgeError(
                 f"the float model's mAP50-95 is {self.value:.3f} on {self.images} select images: an accuracy budget"
                 " against it proves nothing",
-                "train it further, give other weights, or leave the accuracy budget out",
+                _HINT if {output.meaning for output in contract.outputs} == {"boxes", "scores"} else _FOREIGN_HINT,
             )
 
     @property

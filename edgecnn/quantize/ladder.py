@@ -238,6 +238,8 @@ class _Climber:
             tools.scheme.model_dump(), tools.ranges, tools.budget, tools.seed, judge.digest if judge else "",
             code_version(), [installed_version(library) for library in LIBRARIES],
             str(tools.network.trained) if tools.network else "",
+            # How pixels become the input, and outputs boxes: the images' digests don't hold it.
+            tools.feeder.contract.model_dump(mode="json") if tools.feeder.contract else "",
         ]  # fmt: skip
         content.update(json.dumps(facts).encode())
         return content.hexdigest()

@@ -6,10 +6,11 @@ answers the detections themselves, in the four outputs of NVIDIA's plugin, which
     num_detections (N, 1) int32 · detection_boxes (N, M, 4) float32, x1 y1 x2 y2 in pixels of the model's input ·
     detection_scores (N, M) float32 · detection_classes (N, M) int32; best first, rows past num_detections mean nothing
 
-`onnx` is made of NonMaxSuppression and TopK (ONNX opset 11 and up) and gives what `edgecnn.detect` gives: suppression
-within each class, then the best M of all classes (OpenVINO orders equal scores otherwise). `tensorrt` is one node, the
-plugin EfficientNMS_TRT, version 1 (NVIDIA/TensorRT plugin/efficientNMSPlugin/README.md): of each image it looks at the
-4,096 best candidates only, and an engine alone can run it.
+`onnx` is made of NonMaxSuppression and TopK (ONNX opset 13 and up) and gives what `edgecnn.detect` gives, up to
+`PRE_NMS` candidates of an image: suppression within each class, then the best M of all classes (OpenVINO orders equal
+scores otherwise). `tensorrt` is one node, the plugin EfficientNMS_TRT, version 1 (NVIDIA/TensorRT
+plugin/efficientNMSPlugin/README.md): of each image it looks at the 4,096 best candidates only, and an engine alone can
+run it.
 """
 
 from __future__ import annotations

@@ -42,6 +42,20 @@ def accept(cache: Cache, job: Json) -> Json:
         `partial`, {sha256: bytes} of those shorter than they should be, kept so that sending them can go on; and
         `free_bytes` of the disk.
     """
+    with _alone(cache):
+        return _accept(cache, job)
+
+
+@contextlib.contextmanager
+def _alone(cache: Cache) -> Iterator[None]:
+    """Wait for the other tools that take in or drop files here: each would find gone what it had just seen."""
+    with os.fdopen(os.open(cache.root / "accepting", os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _accept(cache: Cache, job: Json) -> Json:
     accepted, refused, have, partial = [], [], [], {}
     wanted = [(cache.file(one["sha256"]), int(one["size"])) for one in job["files"]]
     total = sum(size for path, size in wanted if not _is_there(path, size))
@@ -126,13 +140,15 @@ def entry(path: Path) -> Json:
     return {"name": path.name, "sha256": digest_of(path), "size": path.stat().st_size}
 
 
-def bound(cache: Cache, max_bytes: int, keep: Iterable[str] = ()) -> tuple[int, int, int]:
+def bound(
+    cache: Cache, max_bytes: int, keep: Iterable[str] = (), *, agents: int = AGENTS
+) -> tuple[int, int, int]:  # fmt: skip
     """Remove what was used longest ago until at most `max_bytes` are kept; returns (dropped, freed, kept bytes).
 
-    Files, jobs' folders and other agents count; a running job's folder, its agent and the files `keep` stay.
+    Files, jobs' folders and agents but the newest `agents` count; what a running job holds and the files `keep` stay.
     """
     spared = set(keep)
-    entries = sorted(_entries(cache))
+    entries = sorted(_entries(cache, agents))
     kept = sum(size for _, size, _ in entries)
     dropped = freed = 0
     for _, size, path in entries:
@@ -146,14 +162,21 @@ def bound(cache: Cache, max_bytes: int, keep: Iterable[str] = ()) -> tuple[int, 
 
 def clean(cache: Cache, job: Json) -> Json:
     """`bound` on demand; with `max_bytes` 0 nothing stays but the running agent and its job."""
-    dropped, freed, kept = bound(cache, int(job.get("max_bytes", 0)))
+    with _alone(cache):
+        return _clean(cache, int(job.get("max_bytes", 0)))
+
+
+def _clean(cache: Cache, max_bytes: int) -> Json:
+    dropped, freed, kept = bound(cache, max_bytes, agents=AGENTS if max_bytes else 0)
     for note in cache.engines.glob("*.json"):
         if kept == 0 or not _engine_is_there(cache, note):
             note.unlink(missing_ok=True)
-    if int(job.get("max_bytes", 0)) == 0:
-        for file in cache.timing.glob("*"):
-            freed += file.stat().st_size
-            file.unlink()
+    if max_bytes == 0:
+        for file in (*cache.timing.glob("*"), *(cache.root / "agents").glob("*.part")):
+            with contextlib.suppress(FileNotFoundError):
+                size = file.stat().st_size
+                file.unlink()
+                freed += size
     return {"dropped": dropped, "freed_bytes": freed, "kept_bytes": kept}
 
 
@@ -166,20 +189,27 @@ def _engine_is_there(cache: Cache, note: Path) -> bool:
         return False
 
 
-def _entries(cache: Cache) -> Iterator[tuple[float, int, Path]]:
-    """(last used, bytes, path) of everything that may be dropped."""
+def _entries(cache: Cache, spared_agents: int) -> Iterator[tuple[float, int, Path]]:
+    """(last used, bytes, path) of everything that may be dropped. What goes meanwhile, another tool has dropped."""
     for path in cache.files.iterdir():
         if DIGEST.fullmatch(path.name.removesuffix(".part")):
             with contextlib.suppress(FileNotFoundError):
-                state = path.stat()
-                yield state.st_mtime, state.st_size, path
-    agents = sorted((cache.root / "agents").glob("*.pyz"), key=lambda path: -path.stat().st_mtime)
-    for path in agents[AGENTS:]:
-        yield path.stat().st_mtime, path.stat().st_size, path
+                yield _entry(path)
+    agents = []
+    for path in (cache.root / "agents").glob("*.pyz"):
+        with contextlib.suppress(FileNotFoundError):
+            agents.append(_entry(path))
+    yield from sorted(agents, reverse=True)[spared_agents:]
     for folder in (cache.root / "jobs").iterdir():
-        if folder.is_dir() and not folder.is_symlink():
-            files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-            yield folder.stat().st_mtime, sum(path.stat().st_size for path in files), folder
+        with contextlib.suppress(FileNotFoundError):
+            if folder.is_dir() and not folder.is_symlink():
+                files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+                yield folder.stat().st_mtime, sum(path.stat().st_size for path in files), folder
+
+
+def _entry(path: Path) -> tuple[float, int, Path]:
+    state = path.stat()
+    return state.st_mtime, state.st_size, path
 
 
 def _remove(path: Path) -> bool:

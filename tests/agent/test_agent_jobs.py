@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import json
 import os
+import time
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -96,6 +98,54 @@ def test_accept_believes_only_what_it_hashed(home: AgentHome) -> None:
 def test_accept_takes_no_path_for_a_digest(home: AgentHome) -> None:
     answer = home.run("accept", files=[{"sha256": "../../job", "size": 1}])
     assert (answer["kind"], "no SHA-256" in answer["error"]) == ("refused", True)
+
+
+def test_two_tools_send_the_same_file_at_once(home: AgentHome) -> None:
+    """Both see the whole part; the second waits until the first has renamed it, and then finds the file there."""
+    data = bytes(1000)
+    digest = hashlib.sha256(data).hexdigest()
+    part(home, digest).write_bytes(data)
+    with (home.cache.root / "accepting").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        jobs = [home.start("accept", files=[{"sha256": digest, "size": 1000}]) for _ in range(2)]
+        for job in jobs:
+            job.worker()
+        time.sleep(0.5)
+        assert [job.process.poll() for job in jobs] == [None, None]
+        assert part(home, digest).exists()
+    results = [job.wait()["result"] for job in jobs]
+    assert sorted((one["accepted"], one["have"]) for one in results) == [([], [digest]), ([digest], [])]
+
+
+def test_the_lock_of_those_who_send_is_private(home: AgentHome) -> None:
+    home.result("accept", files=[])
+    assert (home.cache.root / "accepting").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_goes_while_it_is_looked_at(home: AgentHome) -> None:
+    """A link to nowhere is listed and is not there, as what another tool removes meanwhile."""
+    for folder, name in (("agents", "gone.pyz"), ("agents", "gone.part"), ("files", "a" * 64), ("timing", "gone")):
+        (home.cache.root / folder / name).symlink_to("nowhere")
+    home.result("accept", files=[])
+    home.result("clean", max_bytes=0)
+
+
+def test_clean_leaves_no_agent_but_the_running_one(home: AgentHome) -> None:
+    agents = home.pyz.parent
+    others = [agents / f"{number}.pyz" for number in range(5)]
+    for age, other in enumerate(others):
+        other.write_bytes(b"old")
+        os.utime(other, (1000 + age, 1000 + age))
+    half = agents / f"{home.pyz.stem}.0a1b2c3d.part"
+    half.write_bytes(b"half")
+    size = home.pyz.stat().st_size
+    home.result("clean", max_bytes=10**9)
+    assert len(list(agents.iterdir())) == 7
+    home.result("clean", max_bytes=1)
+    assert {path.name for path in agents.glob("*.pyz")} == {home.pyz.name, "4.pyz", "3.pyz"}
+    cleaned = home.result("clean", max_bytes=0)
+    assert list(agents.iterdir()) == [home.pyz]
+    assert cleaned["kept_bytes"] >= size
 
 
 def test_what_was_used_longest_ago_goes_first(home: AgentHome) -> None:

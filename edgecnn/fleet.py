@@ -140,12 +140,14 @@ class Fleet:
         failed: dict[str, EdgeError] = {}
         broken: list[BaseException] = []
         open_boards: dict[str, Board] = {}
+        stopping = threading.Event()
 
         def run(host: str) -> None:
             try:
                 with progress.showing(_Named(progress.current(), host)), self.reach(host) as board:
                     open_boards[host] = board
-                    work(board, host)
+                    if not stopping.is_set():  # Ctrl-C came while it was being reached
+                        work(board, host)
             except EdgeError as error:
                 failed[host] = error
                 _say_left_out(host, error)
@@ -165,6 +167,7 @@ class Fleet:
                 while thread.is_alive():
                     thread.join(0.2)
         except BaseException:  # Ctrl-C: nothing keeps running on a board
+            stopping.set()
             for board in list(open_boards.values()):
                 with suppress(Exception):
                     board.close()

@@ -54,7 +54,8 @@ def connect_boards(profile: DeviceProfile, boards: Boards, agent: Agent | None =
                 f"`{other.host}` and `{first.host}` are not alike: {_difference(first.result, other.result)}",
                 "a fleet is of boards with the same hardware, software and power mode; build for each alone",
             )
-    return SshTarget(profile, first.result, fleet)
+    # A board that was dead until now was never looked at: what wakes later stays out of this build.
+    return SshTarget(profile, first.result, replace(fleet, hosts=tuple(one.host for one in answered)))
 
 
 def open_fleet(boards: Boards, agent: Agent | None = None) -> Fleet:
@@ -210,7 +211,9 @@ def _compile(board: Board, profile: DeviceProfile, graph: Path, engine: Path | N
     }  # fmt: skip
     answer: Json = board.run(job, {digest: graph}, step=f"compile {graph.name}")
     if answer["engine"] is not None and engine is not None:
-        board.fetch(answer["engine"], answer["size"], engine)
+        fetched = engine.parent / "resume" / engine.name  # half of it is there for the next try of a stage that fails
+        board.fetch(answer["engine"], answer["size"], fetched)
+        fetched.replace(engine)
     return answer
 
 

@@ -152,6 +152,12 @@ def _set(job: Json, note: Path) -> Json:
     """Set the power mode, then the clocks; what was and what is now."""
     mode = find_mode(job["power_mode"]) if job.get("power_mode") else None
     before = read_mode()
+    if mode is not None and before is None:
+        raise Refusal(
+            "refused", "the board does not tell its power mode, so it could not be set back", "leave out --power-mode"
+        )
+    if mode is not None and before is not None and before.number is None:
+        before = find_mode(before.name)
     changed = mode if before is None or mode is None or mode.name != before.name else None
     clocks = note.with_suffix(".clocks") if job.get("lock_clocks") else None
     Before(before if changed else None, clocks, boot_id()).write(note)

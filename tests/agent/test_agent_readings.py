@@ -77,7 +77,10 @@ def test_nvpmodel_answers() -> None:
     ],
 )
 def test_a_run_too_short_for_its_profile_is_not_valid(profile: str, queries: int, seconds: float, valid: bool) -> None:
-    why = invalid(Plan.of(BenchSpec().model_dump()), profile, queries, {"throttled": False, "seconds": seconds})
+    found = {"throttled": False, "watched": True, "seconds": seconds}
+    plan = Plan.of(BenchSpec().model_dump())
+    why = invalid(plan, profile, queries, found)
+    assert "is not known" in invalid(plan, profile, queries, {**found, "watched": False})
     assert (why == "") is valid, why
     assert valid or why.startswith(f"{queries} queries in {seconds:.1f} s, at least ")
 

@@ -213,8 +213,10 @@ class Board:
             "holder": f"{getpass.getuser()}@{platform.node()}", **job,
         }  # fmt: skip
         text = json.dumps(content, sort_keys=True).encode()
-        # The same name for the same score: the agent goes on behind the answers that a cut one left in its folder.
-        name = hashlib.sha256(text).hexdigest()[:24] if job["do"] == "score" else secrets.token_hex(12)
+        # The same name for the same score into the same folder: the agent goes on behind the answers that a cut one
+        # left in its own. Two tools of one user never share one: the first to end would remove it under the other.
+        whose = f"\n{out.resolve() if out else ''}".encode(errors="surrogateescape")
+        name = hashlib.sha256(text + whose).hexdigest()[:24] if job["do"] == "score" else secrets.token_hex(12)
         folder = f"{ROOT}/jobs/{name}"
 
         async def write() -> None:

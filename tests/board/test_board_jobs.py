@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,26 @@ def test_a_score_brings_its_answers(connect: Connect, server: Sshd, tmp_path: Pa
     assert sum(len(rows) for name, rows in found.items() if name.endswith("/rows")) == 50
     assert {path.name for path in out.iterdir()} == {one["name"] for one in result["files"]}
     assert list((server.cache / "jobs").iterdir()) == []
+
+
+def test_a_score_has_a_folder_there_for_each_folder_here(connect: Connect, tmp_path: Path) -> None:
+    """A rerun goes on in the folder of the cut try; another tool of the same user never gets it removed under it."""
+    job, inputs = score_job(tmp_path)
+    board = connect()
+    assert board.shell is not None
+    names, run = [], board.shell.run
+
+    async def noting(command: str, **more: Any) -> Any:
+        names.append(command.split(" ")[-1])
+        return await run(command, **more)
+
+    board.shell.run = noting  # type: ignore[method-assign]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for out in (tmp_path / "a", tmp_path / "b", tmp_path / "b" / ".." / "a"):
+        board.run(job, inputs, out=out)
+    *_, first, second, third = names
+    assert first == third != second
 
 
 def test_a_timing_brings_its_pairs(connect: Connect, tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def login_of(address: Address, config: Path | None, limits: LinkLimits) -> Login
         "keepalive_interval": limits.silence_s / 4, "keepalive_count_max": 1 << 30,
         "login_timeout": limits.connect_s, "connect_timeout": limits.connect_s,
         "x509_trusted_certs": None, "password": None, "agent_forwarding": False,
+        # What a person's session may have: a terminal changes bytes and echoes, a command replaces the file server.
+        "request_pty": False, "command": None, "x11_forwarding": False,
     }  # fmt: skip
     if (keys := _identities(options)) is not None:
         arguments |= {"client_keys": keys, "ignore_encrypted": True}

@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import asyncssh
 import pytest
 from conftest import QUICK, Connect
 from proxy import between
@@ -245,6 +247,21 @@ def test_a_board_behind_another_host(server: Sshd, connect: Connect, tmp_path: P
         jump.stop()
         with pytest.raises(Unreachable, match="`board`"):
             connect()
+
+
+def test_a_configuration_for_a_persons_sessions(server: Sshd, connect: Connect, tmp_path: Path) -> None:
+    """A terminal would change bytes and echo the heartbeats; the command would run instead of SFTP and of our own."""
+    server.write_config(
+        more="  RequestTTY force\n  RemoteCommand tmux attach\n  ForwardX11 yes\n  ForwardX11Trusted yes\n"
+    )
+    file = tmp_path / "weights.bin"
+    file.write_bytes(os.urandom(100_000))
+    board = connect()
+    assert send(board, file)["have"]
+    login = login_of(Address.parse("board"), server.config, LinkLimits())
+    arguments: Any = login.arguments
+    options = asyncssh.SSHClientConnectionOptions(**arguments)
+    assert (options.request_pty, options.command, options.x11_forwarding) == (False, None, False)
 
 
 def test_fish_as_the_login_shell(server: Sshd, connect: Connect, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from edgecnn.errors import EdgeError
 
 FILES = f"{ROOT}/files"
 NAME = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]*")  # of a file that a board may make here
+DIGEST = re.compile(r"[0-9a-f]{64}")
 SPARE_BYTES = 16 << 20  # left on the board's disk
 Json = dict[str, Any]
 Accept = Callable[[list[Json]], Awaitable[Json]]
@@ -148,7 +149,8 @@ async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json],
         EdgeError: a file is missing, or not what was said.
         LinkLost: the link broke; what came stays as `.part`.
     """
-    total = sum(one["size"] for one in wanted)
+    plain = [_plain(one, address) for one in wanted]
+    total = sum(size for *_, size in plain)
     received = 0
     with progress.current().task(f"from {address}", round(total / 1e6, 1)) as task:
 
@@ -157,10 +159,7 @@ async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json],
             received += size
             task.update(round(received / 1e6, 1), "MB")
 
-        for one in wanted:
-            name, digest, size = str(one["name"]), str(one["sha256"]), int(one["size"])
-            if not NAME.fullmatch(name):
-                raise EdgeError(f"`{address}` answers with a file of odd name: {name!r}", "its agent is not ours")
+        for name, digest, size in plain:
             for _ in range(2):
                 part = out / f"{digest}.part"
                 begun = part.stat().st_size if part.exists() else 0
@@ -178,6 +177,18 @@ async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json],
                 part.unlink()
             else:
                 raise EdgeError(f"`{name}` of `{address}` is not what the board said it is", "run it again")
+
+
+def _plain(one: Json, address: str) -> tuple[str, str, int]:
+    """(name, SHA-256, bytes) of a file, all of which a board has chosen: two become paths here, one a length."""
+    name, digest, size = one.get("name"), one.get("sha256"), one.get("size")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise EdgeError(f"`{address}` answers with a file of odd name: {name!r}", "its agent is not ours")
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise EdgeError(f"`{address}` answers with a file of odd SHA-256: {digest!r}", "its agent is not ours")
+    if not isinstance(size, int) or size < 0:
+        raise EdgeError(f"`{address}` answers with a file of odd size: {size!r}", "its agent is not ours")
+    return name, digest, size
 
 
 async def remove_tree(files: Files, folder: str, below: Sequence[str] = ()) -> None:

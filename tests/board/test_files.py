@@ -18,12 +18,15 @@ from models import SLOW_ENGINES
 from proxy import Proxy
 from sshd import Sshd
 
+from edgecnn import target_ssh
 from edgecnn.agent.pack import pack_agent
 from edgecnn.board import transfer
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
 from edgecnn.board.shell import LinkLost
+from edgecnn.disk import drop_but_resume
 from edgecnn.errors import EdgeError
+from edgecnn.recipe_file import load_device
 
 
 def made(path: Path, size: int, seed: int = 0) -> tuple[str, Path]:
@@ -169,6 +172,31 @@ def test_a_fetch_goes_on_where_it_was(connect: Connect, link: Proxy, tmp_path: P
     assert [path.name for path in out.parent.iterdir()] == ["engine"]
 
 
+def test_a_rerun_goes_on_with_an_engine_that_was_half_fetched(
+    connect: Connect, link: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stage that failed, only `resume/` is there for the next try."""
+    digest, path = made(tmp_path / "engine.bin", 30_000_000)
+    board = connect()
+    send(board, (digest, path))
+    built = {"engine": digest, "size": 30_000_000}
+    monkeypatch.setattr(board, "run", lambda *_, **__: built)
+    graph, out = tmp_path / "model.onnx", tmp_path / "stage"
+    graph.write_bytes(b"graph")
+    out.mkdir()
+    profile = load_device("jetson-orin-nano")
+    link.faults.cut_after_down = link.down + 20_000_000
+    with pytest.raises(LinkLost):
+        target_ssh._compile(board, profile, graph, out / "orin.engine")
+    drop_but_resume(out)
+    link.heal()
+    before = link.down
+    assert target_ssh._compile(board, profile, graph, out / "orin.engine") == built
+    assert (out / "orin.engine").read_bytes() == path.read_bytes()
+    assert link.down - before < 15_000_000
+    assert list((out / "resume").iterdir()) == []  # the store removes it
+
+
 def test_a_fetch_is_checked(connect: Connect, server: Sshd, tmp_path: Path) -> None:
     file = made(tmp_path / "engine.bin", 1_000_000)
     board = connect()
@@ -181,17 +209,24 @@ def test_a_fetch_is_checked(connect: Connect, server: Sshd, tmp_path: Path) -> N
         board.fetch("0" * 64, 5, tmp_path / "out" / "other")
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", ".ssh", "a/b", "", "two\nlines", "ä.npz"])
-def test_a_board_cannot_choose_where_a_file_goes(connect: Connect, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "odd"),
+    [
+        *(("name", name) for name in ("../../evil", "/etc/passwd", ".ssh", "a/b", "", "two\nlines", "ä.npz", None)),
+        *(("sha256", digest) for digest in ("../../evil", f"../{'0' * 61}", "0" * 63, "A" * 64, "0" * 64 + "\n", 7)),
+        *(("size", size) for size in (-1, "1", 1.5, None)),
+    ],
+)
+def test_a_board_cannot_choose_where_a_file_goes(connect: Connect, tmp_path: Path, what: str, odd: object) -> None:
     board = connect()
 
     async def fetched() -> int:
         assert board.shell is not None
-        wanted = [{"name": name, "sha256": "0" * 64, "size": 1}]
+        wanted = [{"name": "name", "sha256": "0" * 64, "size": 1, what: odd}]
         return await transfer.fetch(board.shell.files, "board", ".cache", wanted, tmp_path / "out")
 
     (tmp_path / "out").mkdir()
-    with pytest.raises(EdgeError, match="answers with a file of odd name"):
+    with pytest.raises(EdgeError, match=f"answers with a file of odd {what.replace('sha256', 'SHA-256')}"):
         board.background.call(fetched())
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 _STATUS = pytest.StashKey[int]()
+
+
+def pytest_configure() -> None:
+    # A shell starts background work with Ctrl-C ignored, and children inherit that: the tests send it to theirs.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

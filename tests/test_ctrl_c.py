@@ -37,7 +37,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(desk: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "edgecnn", "build", "recipe.yaml", "--json"], cwd=desk, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell starts background work without it
         env={**os.environ, "EDGECNN_CACHE": str(desk / "store"), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

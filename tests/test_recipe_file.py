@@ -142,8 +142,8 @@ def test_packed_recipes_load(name: str) -> None:
 
 def test_packed_devices_load_and_name_their_source() -> None:
     expected = {
-        "cpu-x86", "cpu-x86-openvino", "cpu-arm64", "rtx-3060", "rtx-4060", "rtx-4090", "rtx-5090", "jetson-orin-nano",
-        "jetson-orin-nx", "jetson-agx-orin", "jetson-thor",
+        "cpu-x86", "cpu-x86-openvino", "cpu-arm64", "rtx-3060", "rtx-4060", "rtx-4090", "rtx-5090", "rtx-30-to-50",
+        "jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor",
     }  # fmt: skip
     assert set(packed("devices")) == expected
     for name in expected:

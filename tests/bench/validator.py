@@ -40,13 +40,14 @@ from edgecnn.target import connect
 SIZE, LIMIT = 640, 0.003
 
 
-def unpacked(data: Path, folder: Path, *, whole: bool) -> Path:
-    """coco128-train with its images in two lists: every second one calibrates, the others (or all) are scored."""
+def unpacked(data: Path, folder: Path, calibrate: int) -> Path:
+    """coco128-train with its images in two lists: so many calibrate, evenly drawn, the others are scored."""
     root = folder / "coco128"
     if not root.exists():
         zipfile.ZipFile(data / "coco128-train" / "coco128-train.zip").extractall(root)
     files = sorted((root / "images" / "train").glob("*.jpg"))
-    for name, part in (("calibrate.txt", files[::2]), ("scored.txt", files if whole else files[1::2])):
+    chosen = files[:: len(files) // calibrate]
+    for name, part in (("calibrate.txt", chosen), ("scored.txt", [file for file in files if file not in chosen])):
         (root / name).write_text("\n".join(f"./{file.relative_to(root)}" for file in part) + "\n")
     names = yaml.safe_load((root / "data.yaml").read_text())["names"]
     lists = {"path": str(root.absolute()), "train": "calibrate.txt", "val": "scored.txt", "names": names}
@@ -54,7 +55,7 @@ def unpacked(data: Path, folder: Path, *, whole: bool) -> Path:
     return root / "halves.yaml"
 
 
-def recipe_text(data: Path, halves: Path) -> str:
+def recipe_text(data: Path, halves: Path, calibrate: int) -> str:
     """No training: the published weights as they are."""
     return yaml.safe_dump({
         "name": "validator", "task": "detect",
@@ -63,7 +64,7 @@ def recipe_text(data: Path, halves: Path) -> str:
             "family": "ultralytics", "name": "yolov8n", "image_size": SIZE,
             "weights": str(data / "yolov8n-coco" / "yolov8n_state_fp16.pt"),
         },
-        "train": {"epochs": 0}, "export": {"input": "float01-nchw"}, "quantize": {"images": 56},
+        "train": {"epochs": 0}, "export": {"input": "float01-nchw"}, "quantize": {"images": calibrate - 8},
         "score": {"metric": "map50_95"}, "device": "cpu-x86", "budgets": {"max_accuracy_drop": 0.03},
     })  # fmt: skip
 
@@ -144,13 +145,13 @@ def their_map(model: Path, dataset: Path, folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "edgecnn-bench", "validator"))
-    parser.add_argument("--whole", action="store_true", help="score all 128 images, also those that calibrate")
+    parser.add_argument("--calibrate", type=int, default=64, help="images that calibrate; the others are scored")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     data_root = Path(os.environ["EDGECNN_DATA"]).absolute()
-    halves = unpacked(data_root, given.work, whole=given.whole)
+    halves = unpacked(data_root, given.work, given.calibrate)
     recipe_file = given.work / "validator.yaml"
-    recipe_file.write_text(recipe_text(data_root, halves))
+    recipe_file.write_text(recipe_text(data_root, halves, given.calibrate))
     recipe = load_recipe(str(recipe_file))
     _, evidence = build(recipe, connect(load_device("cpu-x86")), Store(given.work / "store", recipe=recipe.name))
     names = {int(number): name for number, name in yaml.safe_load(halves.read_text())["names"].items()}

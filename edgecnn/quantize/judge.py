@@ -24,6 +24,7 @@ from edgecnn.progress import track
 from edgecnn.quantize.auto import decibel, signal_and_noise
 from edgecnn.quantize.calibrate import Feeder, ImageSource
 from edgecnn.quantize.candidate import Candidate, Drop
+from edgecnn.quantize.judging import Judging
 from edgecnn.quantize.sessions import Feeds, open_session, run, run_each
 from edgecnn.recipe import MetricName
 
@@ -50,7 +51,7 @@ class Selected:
         return sorted(int(number) for number in drawn)
 
 
-class SelectJudge:
+class SelectJudge(Judging):
     """The metric of a classifier, float against INT8 on the same images.
 
     Args:
@@ -86,16 +87,6 @@ class SelectJudge:
         self.right = self._score(model, simulate=False, name="select, float")
         self._refuse_chance()
 
-    @property
-    def images(self) -> int:
-        """How many labelled images decide."""
-        return len(self.numbers)
-
-    @property
-    def how(self) -> str:
-        """What computes a candidate's answers."""
-        return f"INT8 kernels of {self.kernels}" if self.kernels else "float simulation"
-
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the images and labels that decide, and of how."""
@@ -105,15 +96,9 @@ class SelectJudge:
             content.update(self._read(part).tobytes())
         return content.hexdigest()
 
-    def drop(self, candidate: Candidate) -> Drop:
-        """What INT8 loses against the float model, with one-sided 95 % Tango bounds."""
-        quantized = candidate.quantized(self.scheme)
-        content = ir.serde.serialize_model(quantized).SerializeToString(deterministic=True)
-        key = hashlib.sha256(content).hexdigest()
-        if key not in self.known:
-            right = self._score(quantized, simulate=not self.kernels, name="select")
-            self.known[key] = paired_drop(self.right, right)
-        return self.known[key]
+    def _lost(self, quantized: ir.Model) -> Drop:
+        """By Tango bounds."""
+        return paired_drop(self.right, self._score(quantized, simulate=not self.kernels, name="select"))
 
     def _score(self, model: ir.Model, *, simulate: bool, name: str) -> np.ndarray:
         """(N,) bool: whether each image counts as right."""

@@ -18,7 +18,8 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.progress import track
 from edgecnn.quantize.calibrate import ImageSource
-from edgecnn.quantize.candidate import Candidate, Drop
+from edgecnn.quantize.candidate import Drop
+from edgecnn.quantize.judging import Judging
 from edgecnn.quantize.sessions import open_session, run_each
 from edgecnn.recipe import ScoreSpec
 from edgecnn.score_boxes import answered
@@ -39,7 +40,7 @@ class SelectedBoxes:
     boxes: Boxes
 
 
-class BoxJudge:
+class BoxJudge(Judging):
     """mAP50-95 of a detector, float against INT8, with a paired bootstrap over images for the bounds.
 
     Args:
@@ -59,8 +60,9 @@ class BoxJudge:
             raise EdgeError(f"{len(selected.images)} images and boxes of {len(selected.boxes)} to select with")
         # RandomState's stream never changes between numpy versions (NEP 19).
         drawn = np.random.RandomState(0).permutation(len(selected.boxes))[:most]
-        self.numbers = np.sort(drawn).astype(np.int64)
-        self.source, self.truth = selected.images, selected.boxes.take(self.numbers)
+        drawn = np.sort(drawn).astype(np.int64)
+        self.numbers: list[int] = drawn.tolist()
+        self.source, self.truth = selected.images, selected.boxes.take(drawn)
         self.contract, self.scheme, self.kernels, self.spec = contract, scheme, kernels, ScoreSpec()
         self.known: dict[str, Drop] = {}
         self.outputs = [value.name or "" for value in model.graph.outputs]
@@ -73,42 +75,26 @@ class BoxJudge:
                 _HINT if {output.meaning for output in contract.outputs} == {"boxes", "scores"} else _FOREIGN_HINT,
             )
 
-    @property
-    def images(self) -> int:
-        """How many labelled images decide."""
-        return len(self.numbers)
-
-    @property
-    def how(self) -> str:
-        """What computes a candidate's answers."""
-        return f"INT8 kernels of {self.kernels}" if self.kernels else "float simulation"
-
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the images and boxes that decide, and of how."""
         content = hashlib.sha256(f"{self.how} mAP50-95".encode())
         for part in (self.truth.offsets, self.truth.boxes, self.truth.classes, self.truth.crowd):
             content.update(part.tobytes())
-        for number in self.numbers.tolist():
+        for number in self.numbers:
             content.update(self.source.batch(number, number + 1).tobytes())
         return content.hexdigest()
 
-    def drop(self, candidate: Candidate) -> Drop:
-        """What INT8 loses against the float model, with one-sided 95 % bounds."""
-        quantized = candidate.quantized(self.scheme)
-        content = ir.serde.serialize_model(quantized).SerializeToString(deterministic=True)
-        key = hashlib.sha256(content).hexdigest()
-        if key not in self.known:
-            found = self._matches(quantized, simulate=not self.kernels, name="select")
-            lost = map_drop(self.reference, found, resamples=_RESAMPLES)
-            self.known[key] = Drop(self.value, self.value - lost.point, lost.lower, lost.upper, self.images, None)
-        return self.known[key]
+    def _lost(self, quantized: ir.Model) -> Drop:
+        found = self._matches(quantized, simulate=not self.kernels, name="select")
+        lost = map_drop(self.reference, found, resamples=_RESAMPLES)
+        return Drop(self.value, self.value - lost.point, lost.lower, lost.upper, self.images, None)
 
     def _matches(self, model: ir.Model, *, simulate: bool, name: str) -> Matches:
         session = open_session(model, simulate=simulate)
         shape = model.graph.inputs[0].shape
         fixed = int(shape[0]) if shape is not None and len(shape) and isinstance(shape[0], int) else 1
-        images = (np.repeat(self.source.batch(n, n + 1), fixed, axis=0) for n in self.numbers.tolist())
+        images = (np.repeat(self.source.batch(n, n + 1), fixed, axis=0) for n in self.numbers)
         runs = run_each(session, (self.contract.feed(image) for image in images))
         found = []
         for number, values in enumerate(track(runs, name, self.images)):

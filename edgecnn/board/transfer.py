@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +82,24 @@ async def _room(files: Files, address: str, needed: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def _counted(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a transfer of `total` bytes; it is told each part's size as it passes."""
+    passed = 0
+    with progress.current().task(name, round(total / 1e6, 1)) as task:
+
+        def count(size: int) -> None:
+            nonlocal passed
+            passed += size
+            task.update(round(passed / 1e6, 1), "MB")
+
+        yield count
+
+
 async def _put_all(files: Files, address: str, inputs: Mapping[str, Path], begun: Mapping[str, int]) -> None:
     """Send each file from where it begins."""
     total = sum(path.stat().st_size - begun[digest] for digest, path in inputs.items())
-    sent = 0
-    with progress.current().task(f"to {address}", round(total / 1e6, 1)) as task:
-
-        def count(size: int) -> None:
-            nonlocal sent
-            sent += size
-            task.update(round(sent / 1e6, 1), "MB")
-
+    with _counted(f"to {address}", total) as count:
         for digest, path in inputs.items():
             if begun[digest] < path.stat().st_size or begun[digest] == 0:
                 await files.put(path, f"{FILES}/{digest}.part", offset=begun[digest], on_bytes=count)
@@ -151,14 +158,7 @@ async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json],
     """
     plain = [_plain(one, address) for one in wanted]
     total = sum(size for *_, size in plain)
-    received = 0
-    with progress.current().task(f"from {address}", round(total / 1e6, 1)) as task:
-
-        def count(size: int) -> None:
-            nonlocal received
-            received += size
-            task.update(round(received / 1e6, 1), "MB")
-
+    with _counted(f"from {address}", total) as count:
         for name, digest, size in plain:
             for _ in range(2):
                 part = out / f"{digest}.part"

@@ -26,6 +26,7 @@ from edgecnn.agent.lock import Lock
 from edgecnn.agent.protocol import (
     HEARTBEAT_S,
     HOLDING,
+    OWN,
     Cache,
     Json,
     Refusal,
@@ -105,7 +106,7 @@ class _Guard:
             if self.job["do"] in HOLDING:
                 lock = self._take_lock()
                 stack.callback(lock.close)
-                shared = (lock.fd,)
+                shared = lock.descriptors()
             if sets_power(self.job):
                 return self._with_power(shared)
             return self._work(shared)
@@ -119,7 +120,7 @@ class _Guard:
         os.utime(self.pyz)
 
     def _take_lock(self) -> Lock:
-        lock = Lock(self.cache.lock)
+        lock = Lock(self.cache.lock, whole_board=self.job["do"] not in OWN)
         holder, limit = str(self.job.get("holder") or "unknown"), float(self.job.get("lock_wait_s", 3600))
         start, said = time.monotonic(), -SAY_EVERY_S
         while not lock.take(holder, self.job["do"]):

@@ -1,31 +1,52 @@
-"""One job at a time on a board: an flock on a file that says who holds it.
+"""One job at a time on a board: an flock on a file of this login, and a name that all logins of the board share.
 
-The guard hands the descriptor to the worker and the keeper, so that the board is free only when all of them are gone,
+The file says who holds it. The name is an abstract Unix socket: bound by one process at most, whoever it belongs to,
+with no file that others could plant or block, and open to nobody: it answers nothing. The kernel tells its owner. The
+guard hands both descriptors to the worker and the keeper, so that the board is free only when all of them are gone,
 however they ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import pwd
+import socket
+import struct
 import time
 from pathlib import Path
 
 from edgecnn.agent.protocol import Json
 
+# Where several boards share one kernel and network (containers with a GPU each, tests): a name for each.
+BOARD = "EDGECNN_BOARD"
+
 
 class Lock:
-    """The lock file, opened. Free it by closing, which the end of the process does too."""
+    """The lock file, opened. Free it by closing, which the end of the process does too.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        whole_board: other logins are kept out too, not only the other jobs of this one.
+    """
+
+    def __init__(self, path: Path, *, whole_board: bool = True) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.whole_board = whole_board
+        self.board: socket.socket | None = None
+        self.other = ""  # who else holds the board, when last tried
 
     def take(self, holder: str, do: str) -> bool:
         """Take it if it is free, and say in it who holds it; False when somebody else does."""
+        self.other = ""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            return False
+        if self.whole_board and not self._bind():
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
             return False
         # The time since start-up: the board's clock may be off by years, and be set right meanwhile.
         content = {"holder": holder, "do": do, "pid": os.getpid(), "since_s": _uptime_s()}
@@ -34,7 +55,9 @@ class Lock:
         return True
 
     def holder(self) -> str:
-        """Who holds it: `ana@desk (compile, for 35 s)`."""
+        """Who holds it: `ana@desk (compile, for 35 s)`, or another login of the board."""
+        if self.other:
+            return self.other
         try:
             content: Json = json.loads(os.pread(self.fd, 4096, 0))
             seconds = max(0.0, _uptime_s() - float(content["since_s"]))
@@ -42,9 +65,46 @@ class Lock:
         except (ValueError, KeyError, TypeError, OSError):
             return "somebody else"  # being written just now
 
+    def descriptors(self) -> tuple[int, ...]:
+        """What keeps it held in whoever inherits it."""
+        return (self.fd, *([self.board.fileno()] if self.board else []))
+
     def close(self) -> None:
         """Let go of it here."""
         os.close(self.fd)
+        if self.board is not None:
+            self.board.close()
+
+    def _bind(self) -> bool:
+        board = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            board.bind(_name())
+            board.listen()  # from now on the kernel tells who asks whose it is
+        except OSError:
+            board.close()
+            self.other = _owner()
+            return False
+        self.board = board
+        return True
+
+
+def _name() -> bytes:
+    which = os.environ.get(BOARD, "")
+    return b"\0edgecnn-board" + (hashlib.sha256(which.encode()).hexdigest().encode() if which else b"")
+
+
+def _owner() -> str:
+    """The login that holds the board, as the kernel knows it."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
+        asked.setblocking(False)
+        asked.connect(_name())
+        pid, uid, _ = struct.unpack("3i", asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        try:
+            login = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            login = f"number {uid}"
+        return f"another login of the board, {login} (process {pid})"
+    return "another login of the board"
 
 
 def _uptime_s() -> float:

@@ -16,7 +16,8 @@ MAX_BYTES = 20_000_000_000  # of the files kept on a board
 DIGEST = re.compile(r"[0-9a-f]{64}")
 JOB_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 JOBS = ("describe", "accept", "clean", "compile", "score", "time")
-HOLDING = ("clean", "compile", "score", "time")  # one at a time on a board
+HOLDING = ("clean", "compile", "score", "time")  # one at a time on a board,
+OWN = ("clean",)  # these only beside the other jobs of the same login
 
 Json = dict[str, Any]
 

@@ -108,7 +108,13 @@ class AgentHome:
     ) -> None:  # fmt: skip
         agent = pack_agent(replace=replace)
         self.home, self.cache = home, Cache(home / ".cache/edgecnn")
-        self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "OMP_NUM_THREADS": "1", **(env or {})}
+        self.env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "OMP_NUM_THREADS": "1",
+            "EDGECNN_BOARD": str(home),
+            **(env or {}),
+        }
         self.python, self.count = python, 0
         self.pyz = self.cache.root / "agents" / f"{agent.sha256}.pyz"
         self.pyz.parent.mkdir(parents=True, exist_ok=True)

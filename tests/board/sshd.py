@@ -133,7 +133,7 @@ class Sshd:
     def start(self) -> None:
         """Start the server and wait until it accepts."""
         exports = {
-            "HOME": str(self.home), "EDGECNN_TEST_BOARD": self.mark, "PATH": f"{self.bin}:{SYSTEM_PATH}",
+            "HOME": str(self.home), "EDGECNN_BOARD": self.mark, "PATH": f"{self.bin}:{SYSTEM_PATH}",
             "SHELL": self.shell, **self.environment,
         }  # fmt: skip
         lines = [f"export {name}='{value}'" for name, value in exports.items()]
@@ -185,7 +185,7 @@ class Sshd:
     def processes(self) -> dict[int, str]:
         """Every living process of the board's sessions, detached ones too: pid and command line."""
         found = {}
-        wanted = f"EDGECNN_TEST_BOARD={self.mark}".encode()
+        wanted = f"EDGECNN_BOARD={self.mark}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if wanted in (folder / "environ").read_bytes():

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from edgecnn.backends import openvino, trt
+from edgecnn.backends import openvino, rtx_gpus, trt
 from edgecnn.backends.cpu import Cpu, read_cpu
 from edgecnn.backends.gpu import Gpu, list_gpus
 from edgecnn.device import DeviceProfile
@@ -212,10 +212,10 @@ def _device(here: Here, profile: DeviceProfile) -> Finding:
                 return Finding(topic, "missing", "simulate only: OpenVINO is not installed", openvino.INSTALL)
             return Finding(topic, "ok", f"run here: build, score, time (OpenVINO {version})")
         case "tensorrt-rtx":
-            unknown = set(profile.capabilities or ("unknown",)) - set(trt.RTX_CAPABILITIES)
+            unknown = rtx_gpus.unknown(profile.backend, profile.capabilities or ("unknown",), rtx)
             if unknown:
-                detail = f"TensorRT for RTX does not compile for compute capability {', '.join(sorted(unknown))}"
-                return Finding(topic, "warn", detail, f"it knows {', '.join(trt.RTX_CAPABILITIES)}")
+                detail = f"TensorRT for RTX does not compile for compute capability {', '.join(unknown)}"
+                return Finding(topic, "warn", detail, f"it knows {', '.join(rtx_gpus.CAPABILITIES)}")
             if not rtx:
                 return Finding(topic, "missing", "simulate only: TensorRT for RTX is not installed", install_rtx)
             if not present:

@@ -42,6 +42,11 @@ def needs(recipe: Recipe, profile: DeviceProfile, boards: Boards = HERE) -> list
     for device in (profile, *map(load_device, recipe.compile_for)):
         device.require_int8()
     from edgecnn import data, families
+    from edgecnn.backends import rtx_gpus, trt
+
+    here = (profile,) if not boards else ()  # a board's own version decides for it
+    for device in (*here, *map(load_device, recipe.compile_for)):
+        rtx_gpus.refuse(device.backend, device.capabilities, trt.installed("tensorrt-rtx"))
 
     found = [Need(*need) for need in data.missing(recipe.data)]
     models: list[ModelSpec] = [recipe.model, *([recipe.teacher] if recipe.teacher else [])]

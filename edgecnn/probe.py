@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from edgecnn.backends import rtx_gpus
 from edgecnn.device import BackendName, DeviceProfile
 from edgecnn.errors import EdgeError
 from edgecnn.hosts import Boards
@@ -63,14 +64,14 @@ def device_file(answer: Mapping[str, Any], name: str, names: list[str]) -> str:
     """The text of a device file: of the packed one that fits best, or by what the board has, with the board as source.
 
     Raises:
-        EdgeError: the board has no engine that edgecnn knows.
+        EdgeError: the board has no engine that edgecnn knows and that takes its GPU.
     """
     gpu = gpu_of(answer)
-    usable = (*(GPU_BACKENDS if gpu else ()), *CPU_BACKENDS)
-    backend = next((one for one in usable if one in answer["backends"]), None)
+    usable = [one for one in (*(GPU_BACKENDS if gpu else ()), *CPU_BACKENDS) if one in answer["backends"]]
+    backend = next((one for one in usable if not _unknown(one, answer)), None)
     if backend is None:
         raise EdgeError(
-            "the board has no engine that its python3 finds: no TensorRT with a GPU, no onnxruntime, no OpenVINO",
+            "the board has no engine that its python3 finds and its GPU can run: TensorRT, onnxruntime or OpenVINO",
             "on a Jetson: sudo apt install python3-libnvinfer; elsewhere: pip install --user onnxruntime",
         )
     near = [load_device(one) for one in (*names, *packed("devices"))]
@@ -97,8 +98,17 @@ def device_file(answer: Mapping[str, Any], name: str, names: list[str]) -> str:
     return f"{head}\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)}"
 
 
+def _unknown(backend: str, answer: Mapping[str, Any]) -> tuple[str, ...]:
+    gpu = gpu_of(answer)
+    capability = (gpu.compute_capability,) if gpu else ()
+    return rtx_gpus.unknown(backend, capability, answer["backends"].get(backend))
+
+
 def _rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     gpu = gpu_of(answer)
+    engines = [text + (" (not for this GPU)" if _unknown(name, answer) else "")
+               for name, text in answer["backends"].items()]  # fmt: skip
+    named = f"{gpu.name}, " if gpu and gpu.name != answer["board"] else ""
     modes = f" of {', '.join(answer['power_modes'])}" if answer["power_modes"] else ""
     locked = "clocks locked" if answer["clocks_locked"] else "clocks not locked"
     jetpack = f"{answer['jetpack']} (L4T {answer['l4t']})" if answer["l4t"] else answer["jetpack"]
@@ -108,11 +118,11 @@ def _rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("board", answer["board"] or answer["hostname"]),
         ("JetPack", jetpack),
         ("CPU", f"{answer['cpu']} ({answer['machine']})"),
-        ("GPU", f"compute capability {gpu.compute_capability}, driver {gpu.driver or 'of L4T'}" if gpu else ""),
+        ("GPU", f"{named}compute capability {gpu.compute_capability}, driver {gpu.driver or 'of L4T'}" if gpu else ""),
         ("memory", f"{answer['memory_mb']:,} MB, {answer['free_memory_mb']:,} free"),
         ("disk", f"{answer['disk_free_mb']:,} MB free"),
         ("python3", answer["python"]),
-        ("engines", ", ".join(answer["backends"].values()) or "none"),
+        ("engines", ", ".join(engines) or "none"),
         ("power mode", f"{answer['power_mode']}{modes}" if answer["power_mode"] else ""),
         ("clocks", locked),
         ("temperature", hot),

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgecnn import progress
 from edgecnn.agent.files import digest_of
-from edgecnn.backends import engine_io, jobs, trt
+from edgecnn.backends import engine_io, jobs, rtx_gpus, trt
 from edgecnn.backends.engine_io import EngineCheck
 from edgecnn.backends.gpu import Gpu
 from edgecnn.bench import PairTimes, percentiles
@@ -90,7 +90,7 @@ def facts_of(profile: DeviceProfile, boards: Boards, described: Done[Json]) -> D
     """A board's answer as the facts that enter every key.
 
     Raises:
-        EdgeError: it is another device than the profile's, or lacks the engine.
+        EdgeError: it is another device than the profile's, or lacks the engine, or the engine doesn't know its GPU.
     """
     host, answer = described.host, described.result
     probe = f"`edgecnn devices probe {host}` shows what it is, and with --write makes a device file of it"
@@ -104,6 +104,7 @@ def facts_of(profile: DeviceProfile, boards: Boards, described: Done[Json]) -> D
     version = answer["backends"].get(profile.backend)
     if version is None:
         raise EdgeError(f"`{host}` has no {profile.backend} for its python3 ({answer['python']})", _install(profile))
+    rtx_gpus.refuse(profile.backend, profile.capabilities, version)
     common = {
         "reachable": True, "backend_version": version, "power_mode": answer["power_mode"],
         "board": ", ".join(boards.hosts),

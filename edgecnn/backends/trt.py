@@ -24,8 +24,6 @@ INSTALL: dict[Name, str] = {
     "tensorrt": "pip install 'edgecnn[tensorrt]'; on a Jetson use the board's own: apt install python3-libnvinfer",
     "tensorrt-rtx": "pip install 'edgecnn[rtx]'",
 }
-# Compute capabilities that TensorRT for RTX 1.7 compiles for: the members of its ComputeCapability.
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 # The same module comes in packages for several CUDA versions.
 PACKAGES: dict[Name, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),

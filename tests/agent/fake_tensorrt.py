@@ -1,8 +1,8 @@
 """A double of NVIDIA's `tensorrt` module, by onnxruntime's float simulation: what edgecnn calls of it, 10.3 to 11.
 
-It is put on a board's path as `tensorrt`; edgecnn's own backend and Polygraphy's CUDA wrapper run as they are. It is
-strict where the real one is: a network that isn't strongly typed (10.x), a plan of another version, a tensor without an
-address, a batch above the profile.
+It is put on a board's path as `tensorrt`; edgecnn's own backend and Polygraphy's CUDA wrapper run as they are. Tensors
+move through libcudart, the real one or its stand-in. It is strict where the real one is: a network that isn't strongly
+typed (10.x), a plan of another version, a tensor without an address, a batch above the profile.
 """
 
 from __future__ import annotations
@@ -218,14 +218,24 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         if not stream or set(self.addresses) != set(self.engine.info):
             return False
-        found = self.engine.session.run(None, {name: self._array(name) for name in self.engine.inputs})
+        if _cuda().cudaStreamSynchronize(ctypes.c_void_p(stream)):  # the inputs come on this stream
+            return False
+        found = self.engine.session.run(None, {name: self._input(name) for name in self.engine.inputs})
         outputs = [name for name in self.engine.info if name not in self.engine.inputs]
-        for name, value in zip(outputs, found, strict=True):
-            self._array(name)[...] = value
-        return True
+        return all(self._copy(name, value, to_device=True) for name, value in zip(outputs, found, strict=True))
 
-    def _array(self, name: str) -> Any:
-        shape, kind = self.get_tensor_shape(name), np.dtype(self.engine.get_tensor_dtype(name))
-        size = int(np.prod(shape)) * kind.itemsize
-        memory = (ctypes.c_char * size).from_address(self.addresses[name])
-        return np.frombuffer(memory, kind).reshape(shape)
+    def _input(self, name: str) -> Any:
+        value = np.empty(self.get_tensor_shape(name), self.engine.get_tensor_dtype(name))
+        if not self._copy(name, value, to_device=False):
+            raise RuntimeError(f"cudaMemcpy of `{name}` failed")
+        return value
+
+    def _copy(self, name: str, value: Any, *, to_device: bool) -> bool:
+        value = value if value.flags.c_contiguous else np.ascontiguousarray(value)
+        device, host = ctypes.c_void_p(self.addresses[name]), ctypes.c_void_p(value.ctypes.data)
+        pair, kind = ((device, host), 1) if to_device else ((host, device), 2)  # cudaMemcpyKind
+        return bool(_cuda().cudaMemcpy(*pair, ctypes.c_size_t(value.nbytes), kind) == 0)
+
+
+def _cuda() -> Any:
+    return ctypes.CDLL("libcudart.so")

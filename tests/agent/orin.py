@@ -91,6 +91,7 @@ class Orin:
         scripts = {
             "nvpmodel": NVPMODEL.format(**words), "jetson_clocks": JETSON_CLOCKS.format(**words),
             "tegrastats": TEGRASTATS_SCRIPT.format(line=TEGRASTATS), "sudo": '#!/bin/sh\nshift\nSUDO=yes exec "$@"\n',
+            "nvidia-smi": "#!/bin/sh\necho 'Orin (nvgpu), [N/A], [N/A], 540.4.0'\n",  # as JetPack 6 answers
         }  # fmt: skip
         for name, text in scripts.items():
             (programs / name).write_text(text)

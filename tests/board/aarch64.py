@@ -143,7 +143,7 @@ def running(root: Path, folder: Path) -> Iterator[Aarch64]:
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nStrictModes no\nUsePAM no\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
         "AuthenticationMethods publickey\nPermitRootLogin prohibit-password\nPermitTTY no\nUseDNS no\n"
-        "Subsystem sftp internal-sftp\nSetEnv PYTHONPATH=/opt/edge\nChrootDirectory /mnt\n"
+        f"Subsystem sftp internal-sftp\nSetEnv PYTHONPATH=/opt/edge EDGECNN_BOARD={folder}\nChrootDirectory /mnt\n"
     )
     Path("/run/sshd").mkdir(exist_ok=True)
     # /mnt of its own name space: the way to a ChrootDirectory must be root's, and a temporary folder's isn't.

@@ -53,8 +53,8 @@ class PairTimes:
 
 
 def time_pairs(
-    first: Callable[[], None],
-    second: Callable[[], None],
+    first: Callable[[], float | None],
+    second: Callable[[], float | None],
     spec: Pace,
     undecided: Callable[[Times, Times], bool],
     *,
@@ -66,17 +66,23 @@ def time_pairs(
     are still undecided, as many again. `max_seconds` ends it in any case.
 
     Args:
+        first, second: each answers with its own milliseconds, as a GPU's clock has them; None: `clock` is right.
         undecided: (first_ms, second_ms) → whether more pairs are wanted; asked once.
         clock: nanoseconds, never going back.
+
+    Returns:
+        Conditions have `timer`: `device` where both had milliseconds of their own, else `host`.
     """
     for run in (first, second):
         start = clock()
         while (clock() - start) < spec.warmup_ms * 1_000_000:
             run()
-    times: list[tuple[int, int]] = []
+    times: list[tuple[float, float]] = []
+    own = False
 
     def measure(pairs: int, seconds: float, spent: float, task: progress.Task) -> float:
         """Run pairs until these totals; seconds spent so far in, seconds spent in all out."""
+        nonlocal own
         shown, started = -1, clock()
         while True:
             elapsed = spent + (clock() - started) / 1e9
@@ -85,31 +91,37 @@ def time_pairs(
             if int(elapsed) != shown:  # once a second: a line to the parent costs time between pairs
                 shown = int(elapsed)
                 task.update(shown, f"{len(times)} pairs")
-            times.append(_one_pair(first, second, clock, swapped=len(times) % 2 == 1))
+            pair, own = _one_pair(first, second, clock, swapped=len(times) % 2 == 1)
+            times.append(pair)
 
     with progress.current().task("timing", spec.min_seconds) as task, _no_collection():
         seconds = measure(spec.min_pairs, spec.min_seconds, 0.0, task)
         if undecided(*_milliseconds(times)):  # its own time, a bootstrap's, is not counted
             seconds = measure(2 * len(times), 2 * spec.min_seconds, seconds, task)
     first_ms, second_ms = _milliseconds(times)
-    return PairTimes(first_ms, second_ms, {"pairs": len(times), "seconds": seconds, **conditions(spec, len(times))})
+    taken = {"pairs": len(times), "seconds": seconds, "timer": "device" if own else "host"}
+    return PairTimes(first_ms, second_ms, {**taken, **conditions(spec, len(times))})
 
 
 def _one_pair(
-    first: Callable[[], None], second: Callable[[], None], clock: Callable[[], int], *, swapped: bool
-) -> tuple[int, int]:
+    first: Callable[[], float | None], second: Callable[[], float | None], clock: Callable[[], int], *, swapped: bool
+) -> tuple[tuple[float, float], bool]:
+    """(milliseconds of both), and whether they are the callables' own."""
     one, other = (second, first) if swapped else (first, second)
     start = clock()
-    one()
+    of_one = one()
     middle = clock()
-    other()
+    of_other = other()
     end = clock()
-    taken = (middle - start, end - middle)
-    return (taken[1], taken[0]) if swapped else taken
+    if own := of_one is not None and of_other is not None:
+        taken = (float(of_one), float(of_other))
+    else:
+        taken = ((middle - start) / 1e6, (end - middle) / 1e6)
+    return ((taken[1], taken[0]) if swapped else taken), own
 
 
-def _milliseconds(times: list[tuple[int, int]]) -> tuple[Times, Times]:
-    values = np.asarray(times, np.float64).reshape(-1, 2) / 1e6
+def _milliseconds(times: list[tuple[float, float]]) -> tuple[Times, Times]:
+    values = np.asarray(times, np.float64).reshape(-1, 2)
     return np.ascontiguousarray(values[:, 0]), np.ascontiguousarray(values[:, 1])
 
 

@@ -11,12 +11,22 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 _STATUS = pytest.StashKey[int]()
+# They take longest: begun first, none of them is left to run alone when files are shared among workers.
+LONG = (
+    "test_readme", "test_build", "test_link_faults", "test_recipes", "test_build_over_ssh", "test_build_detect",
+    "test_zoo_sample", "test_random_graphs", "test_files", "test_fleet", "test_rsync", "test_orin_build", "test_qat",
+)  # fmt: skip
 
 
 def pytest_configure() -> None:
     # A shell starts background work with Ctrl-C ignored, and children inherit that: the tests send it to theirs.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

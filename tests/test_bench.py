@@ -52,6 +52,22 @@ def test_the_order_is_a_b_b_a_and_times_go_to_their_own() -> None:
     np.testing.assert_array_equal(times.second_ms, [5.0] * 4)
 
 
+def test_a_device_with_a_clock_of_its_own() -> None:
+    """Both must have one: a launch that is in one time and not in the other compares nothing."""
+    machine = Machine()
+
+    def own(name: str, milliseconds: float) -> Callable[[], float]:
+        run = machine.call(name, 10 * milliseconds)
+        return lambda: run() or milliseconds
+
+    both = time_pairs(own("a", 2), own("b", 5), spec(), never, clock=machine.clock)
+    assert (both.first_ms.tolist(), both.second_ms.tolist()) == ([2.0] * 4, [5.0] * 4)
+    assert both.conditions["timer"] == "device"
+    mixed = time_pairs(own("a", 2), machine.call("b", 5), spec(), never, clock=machine.clock)
+    assert (mixed.first_ms.tolist(), mixed.second_ms.tolist()) == ([20.0] * 4, [5.0] * 4)
+    assert mixed.conditions["timer"] == "host"
+
+
 def test_each_is_warmed_up_for_its_time() -> None:
     machine = Machine()
     time_pairs(machine.call("a", 10), machine.call("b", 50), spec(warmup_ms=200), never, clock=machine.clock)

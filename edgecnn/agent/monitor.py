@@ -74,7 +74,7 @@ def read_samples(file: Path) -> list[Json]:
     return found
 
 
-def busy(run: Callable[[], None], seconds: float) -> int:
+def busy(run: Callable[[], object], seconds: float) -> int:
     """Run one thing over and over for `seconds`; how often."""
     count, limit = 0, time.monotonic() + seconds
     while time.monotonic() < limit:

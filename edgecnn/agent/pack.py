@@ -14,8 +14,8 @@ from pathlib import Path
 # Modules of edgecnn that need Python 3.10 and, where engines are used, numpy: nothing else. A test holds them to it.
 MODULES = (
     "__init__", "bench", "child", "clocks", "disk", "errors", "feeding", "latency_rule", "progress", "stats",
-    "versions", "backends.__init__", "backends.cpu", "backends.gpu", "backends.openvino", "backends.ort",
-    "backends.timing_input", "backends.trt", "agent.__init__", "agent.answers", "agent.compiling",
+    "versions", "backends.__init__", "backends.cpu", "backends.cuda_events", "backends.gpu", "backends.openvino",
+    "backends.ort", "backends.timing_input", "backends.trt", "agent.__init__", "agent.answers", "agent.compiling",
     "agent.describe", "agent.entry", "agent.files", "agent.gpu_clocks", "agent.guard", "agent.keeper",
     "agent.life", "agent.lock", "agent.monitor", "agent.nvml", "agent.power", "agent.programs",
     "agent.protocol", "agent.rsync", "agent.sampler", "agent.scoring", "agent.sensors", "agent.tegrastats",

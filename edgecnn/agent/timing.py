@@ -1,7 +1,8 @@
 """Time two models side by side on the board, and say under what conditions.
 
-Three times of each, all by the host's clock around the call: the engine alone on inputs in its memory; with its
-inputs and outputs moved; end to end, from uint8 images to outputs. The verdict is of the first.
+Three times of each: the engine alone on inputs in its memory, by the GPU's own clock where there is one; with its
+inputs and outputs moved; end to end, from uint8 images to outputs. The last two are by the host's clock around the
+call. The verdict is of the first.
 """
 
 from __future__ import annotations

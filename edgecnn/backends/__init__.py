@@ -36,8 +36,11 @@ class Runner(Protocol):
     def __call__(self, feeds: Mapping[str, Any]) -> Arrays:
         """Run once: arrays by input name → arrays by output name (and by the named tensors asked of `load`)."""
 
-    def prepared(self, feeds: Mapping[str, Any]) -> Callable[[], None]:
-        """A call that runs the engine alone on these inputs, already in its memory, and returns when it is done."""
+    def prepared(self, feeds: Mapping[str, Any]) -> Callable[[], float | None]:
+        """A call that runs the engine alone on these inputs, already in its memory, and returns when it is done.
+
+        It answers with the milliseconds by the device's own clock; None: the caller's clock is right.
+        """
 
 
 class Backend(Protocol):

@@ -105,7 +105,9 @@ def write_speed(
     out: Path, times: PairTimes | None, spec: BenchSpec, facts: DeviceFacts, why: str | None = None
 ) -> None:
     """Write speed.json, and times.npz where something was measured."""
-    content: dict[str, Any] = {"measured": times is not None, "why": why, "what": "engine time only"}
+    on_gpu = times is not None and times.conditions.get("timer") == "device"
+    what = "GPU time by CUDA events" if on_gpu else "engine time only"
+    content: dict[str, Any] = {"measured": times is not None, "why": why, "what": what}
     if times is None:
         nothing = {"pairs": 0, "seconds": 0.0, **conditions(spec, 0), "p99_invalid_why": "nothing was measured"}
         content |= {**nothing, "clocks_locked": False, "p99_valid": False}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from edgecnn.backends import Arrays, TensorInfo
+from edgecnn.backends.cuda_events import Stopwatch
 from edgecnn.errors import EdgeError
 
 Name = Literal["tensorrt", "tensorrt-rtx"]
@@ -225,17 +226,19 @@ class TrtRunner:
         self.stream.synchronize()
         return found
 
-    def prepared(self, feeds: Mapping[str, Any]) -> Callable[[], None]:
-        """See Runner. Transfers are not in the time; the call returns when the GPU is done.
+    def prepared(self, feeds: Mapping[str, Any]) -> Callable[[], float]:
+        """See Runner. GPU time: neither transfers nor the launch are in it, the call returns when the GPU is done.
 
         Its memory belongs to this runner: another call with a larger batch makes it invalid.
         """
         self._bind(feeds)
         self.stream.synchronize()
+        watch = Stopwatch(self.cuda, self.stream.ptr)
 
-        def run() -> None:
+        def run() -> float:
+            watch.start()
             self._enqueue()
-            self.stream.synchronize()
+            return watch.stop()
 
         return run
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from edgecnn import progress
+from edgecnn.disk import fsync
 from edgecnn.families.trained import write_state
 
 LAST = "last.pt"
@@ -55,17 +56,9 @@ def _atomic(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.part")
     try:
         write(temporary)
-        _sync(temporary)
+        fsync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk it would hold the last free bytes
         raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(path.parent)

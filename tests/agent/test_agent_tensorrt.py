@@ -100,8 +100,10 @@ def test_compile_score_and_time(tmp_path: Path, runtime: Path, version: str) -> 
     timed = home.start("time", backend="tensorrt", **pair)
     conditions = timed.wait()["result"]["conditions"]
     assert conditions["how"]["first"] == f"TensorRT {version} engine, CUDA graph off"
+    assert conditions["timer"] == "device"
     with np.load(timed.folder / "out/pairs.npz") as times:
         assert len(times["first_ms"]) >= 64
+        assert np.all(times["first_ms"] >= 0)
         assert np.median(times["first_e2e_ms"]) > np.median(times["first_ms"])
 
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from golden_graphs import colours
 
-from edgecnn.backends import trt
+from edgecnn.backends import rtx_gpus, trt
 from edgecnn.child import run_child
 from edgecnn.errors import EdgeError
 
@@ -125,4 +125,4 @@ def test_the_known_gpus_are_those_of_the_installed_release() -> None:
     import tensorrt_rtx
 
     members = [one for one in dir(tensorrt_rtx.ComputeCapability) if one.startswith("SM")]
-    assert {"SM" + one.replace(".", "") for one in trt.RTX_CAPABILITIES} == set(members)
+    assert {"SM" + one.replace(".", "") for one in rtx_gpus.CAPABILITIES} == set(members)

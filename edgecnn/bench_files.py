@@ -60,9 +60,8 @@ def bench(
         )
         if abs(speedup * ratio.median - 1) > 0.05:
             lines.append("the machine was noisy: the two speed-ups differ by more than 5 %")
-    flat = {
-        key: value for key, value in times.conditions.items() if not isinstance(value, (dict, list)) and value != ""
-    }
+    told = {key: value for key, value in times.conditions.items() if value not in ("", None)}
+    flat = {key: value for key, value in told.items() if not isinstance(value, (dict, list))}
     lines.append(" · ".join(f"{key.replace('_', ' ')} {value}" for key, value in flat.items()))
     lines += _of_boards(times.conditions, "model", "baseline" if baseline else "")
     return document, "\n".join(lines)

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from golden_graphs import colours, data_artifact, model_artifact
 
-from edgecnn.backends import openvino, trt
+from edgecnn.backends import openvino, rtx_gpus, trt
 from edgecnn.backends.cpu import read_cpu
 from edgecnn.backends.gpu import Gpu
 from edgecnn.backends.timing_input import feeds, undecided_by
@@ -335,4 +335,4 @@ def test_device_files(repo: Path) -> None:
             assert (profile.backend, profile.architecture, profile.tensorrt_rules) == ("tensorrt", "aarch64", "10.3")
         else:
             assert (profile.backend, profile.architecture, profile.unverified) == ("tensorrt-rtx", "x86_64", ("int8",))
-            assert set(profile.capabilities) <= set(trt.RTX_CAPABILITIES)
+            assert set(profile.capabilities) <= set(rtx_gpus.CAPABILITIES)

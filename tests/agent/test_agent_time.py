@@ -17,6 +17,7 @@ from golden_graphs import colours
 from orin import MODES, UNLOCKED, Orin
 
 from edgecnn.agent import sampler
+from edgecnn.agent.programs import find
 from edgecnn.io_contract import read_contract
 from edgecnn.recipe import BenchSpec
 
@@ -254,6 +255,11 @@ def test_a_board_without_power_modes(tmp_path: Path) -> None:
     home = AgentHome(tmp_path / "home", env={"EDGECNN_SYS_ROOT": str(tmp_path)})
     answer = home.run("time", **time_job(home, tmp_path, power_mode="15W"))
     assert "it has no nvpmodel: leave out --power-mode" in answer["hint"]
+
+
+@pytest.mark.skipif(find("nvidia-smi") is not None, reason="a real GPU's clocks would be locked here")
+def test_a_board_whose_clocks_nothing_can_lock(tmp_path: Path) -> None:
+    home = AgentHome(tmp_path / "home", env={"EDGECNN_SYS_ROOT": str(tmp_path)})
     answer = home.run("time", **time_job(home, tmp_path, lock_clocks=True))
     assert "the board has no `jetson_clocks`" in answer["error"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden_graphs import CONV_INPUT, CONV_OUTPUT, conv_qdq, identity
 
-from edgecnn.backends import Runner, load_backend, openvino, trt
+from edgecnn.backends import Runner, load_backend, openvino, rtx_gpus, trt
 from edgecnn.backends.gpu import list_gpus
 from edgecnn.device import BackendName
 from edgecnn.errors import EdgeError
@@ -29,7 +29,7 @@ def load(request: pytest.FixtureRequest, tmp_path: Path) -> Loader:
             pytest.skip(f"{backend_title} is not installed")
         if not list_gpus():
             pytest.skip(f"{backend_title} is here, but no NVIDIA GPU to run on")
-        if name == "tensorrt-rtx" and list_gpus()[0].compute_capability not in trt.RTX_CAPABILITIES:
+        if name == "tensorrt-rtx" and list_gpus()[0].compute_capability not in rtx_gpus.CAPABILITIES:
             pytest.skip(f"{backend_title} does not support the GPU here, {list_gpus()[0].name}")
     backend = load_backend(name)
 

@@ -37,10 +37,10 @@ def enter(arguments: list[str]) -> int:
             from edgecnn.agent.sampler import sample
 
             return sample(Path(file))
-        case ["--rsync", *words]:
+        case ["--rsync", limit_s, *words]:
             from edgecnn.agent.rsync import receive
 
-            return receive(words)
+            return receive(float(limit_s), words)
         case [job] if job not in ROLES:
             from edgecnn.agent.guard import guard
 

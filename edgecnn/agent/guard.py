@@ -128,7 +128,8 @@ class _Guard:
             if waited >= limit:
                 raise Refusal(
                     "lock", f"the board is held by {lock.holder()}; waited {waited:.0f} s for it",
-                    "run again when it is free, or wait longer",
+                    "run again when it is free, or wait longer; boards that share one kernel tell themselves apart by "
+                    "EDGECNN_BOARD in the login's environment",
                 )  # fmt: skip
             if waited - said >= SAY_EVERY_S:
                 said = waited

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import select
 import subprocess
 import sys
@@ -16,26 +15,23 @@ import time
 from collections.abc import Sequence
 
 from edgecnn.agent.programs import find
-from edgecnn.agent.protocol import HEARTBEAT_S
 
 STDIN = 0
 LOOK_S = 0.2  # how often its end is looked for
 BLOCK = 1 << 18
 
 
-def receive(arguments: Sequence[str]) -> int:
+def receive(limit_s: float, arguments: Sequence[str]) -> int:
     """Run rsync's server on our stdin and stdout; its exit status, 127 where there is no rsync.
 
     Args:
-        arguments: as the host's rsync gives them. Its `--timeout` is the time by which the host sends something, data
-            or a sign of life; after twice that, rsync is ended.
+        limit_s: the host's rsync sends data or a sign of life twice in that time; when nothing came, ours is ended.
+        arguments: as the host's rsync gives them.
     """
     program = find("rsync")
     if program is None:
         print("no rsync here", file=sys.stderr)
         return 127
-    asked = next((found for one in arguments if (found := re.fullmatch(r"--timeout=(\d+)", one))), None)
-    limit_s = 2.0 * float(asked[1]) if asked else HEARTBEAT_S
     child = subprocess.Popen([program, *arguments], stdin=subprocess.PIPE)
     try:
         _pass_on(child, limit_s)

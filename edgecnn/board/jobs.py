@@ -28,6 +28,7 @@ from edgecnn.errors import EdgeError
 
 if TYPE_CHECKING:
     from edgecnn.agent.pack import Agent
+    from edgecnn.board.rsync import Rsync
 
 PROTOCOL = 1
 CONFIG_VARIABLE = "EDGECNN_SSH_CONFIG"
@@ -45,6 +46,7 @@ class Board:
         self.host, self.agent, self.limits, self.config = host, agent, limits, config
         self.background = Background(limits.stop_s + 1.0)
         self.shell: Shell | None = None
+        self.rsync: Rsync | None = None
         self.facts: Json = {}
         self.boot_id = ""
         self.closed = False
@@ -203,7 +205,13 @@ class Board:
 
         if not self.facts.get("rsync"):
             return None
-        return Rsync.to(self.host, f"{self._start()} --rsync", self.limits, self.config, lambda: not shell.open)
+        if self.rsync is None:
+            receiver = f"{self._start()} --rsync"
+            self.rsync = Rsync.to(self.host, receiver, self.limits, self.config, lambda: not shell.open)
+        if self.rsync is None or self.rsync.failed:
+            return None
+        self.rsync.ended = lambda: not shell.open  # the session of now
+        return self.rsync
 
     def _start(self) -> str:
         """The constant beginning of every command on the board."""

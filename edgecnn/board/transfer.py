@@ -117,9 +117,12 @@ async def _put_all(
         for digest, path in inputs.items():
             offset, size, part = begun[digest], path.stat().st_size, f"{FILES}/{digest}.part"
             if fast is not None and size - offset >= fast.least_bytes:
-                if await fast.put(path, part, offset=offset, on_bytes=count):
+                went = await fast.put(path, part, offset=offset, on_bytes=count)
+                # Another tool's check may have taken it in meanwhile; a good end alone is no proof.
+                if size in (await files.size(f"{FILES}/{digest}"), await files.size(part)):
                     continue
-                offset, fast = await _begun(files, digest, size), None  # nor for the next
+                fast = fast if went else None
+                offset = await _begun(files, digest, size)
             if offset < size or offset == 0:
                 await files.put(path, part, offset=offset, on_bytes=count)
 

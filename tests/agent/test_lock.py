@@ -33,10 +33,26 @@ def test_another_login_waits_and_is_told_who_holds_the_board(tmp_path: Path) -> 
     assert second.until("note")["note"] == f"the board is held by {holder}: waiting"
     answer = start(theirs, "fine", lock_wait_s=0.3).wait()
     assert (answer["kind"], answer["error"].startswith(f"the board is held by {holder}; waited")) == ("lock", True)
+    assert "EDGECNN_BOARD" in answer["hint"]
     assert second.process.poll() is None
     first.kill()
     first.process.wait()
     assert second.wait()["result"]["version"] == "odd engine 1.0"
+
+
+def test_whoever_waits_long_still_knows_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody accepts the questions: a queue of them would fill up."""
+    monkeypatch.setenv("EDGECNN_BOARD", str(tmp_path))
+    first, other = Lock(tmp_path / "lock"), Lock(tmp_path / "other")
+    assert first.take("ana@desk", "time")
+    holder = f"another login of the board, {ME} (process {os.getpid()})"
+    for _ in range(300):
+        assert not other.take("ben@lab", "time")
+        assert other.holder() == holder
+    first.close()
+    assert other.take("ben@lab", "time")
+    assert other.holder().startswith("ben@lab (time")
+    other.close()
 
 
 def test_another_board_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

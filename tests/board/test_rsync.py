@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,24 @@ from conftest import QUICK, Connect
 from proxy import Proxy
 from sshd import Sshd, missing
 
+from edgecnn import progress
 from edgecnn.agent.pack import pack_agent
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
-from edgecnn.board.rsync import Rsync
+from edgecnn.board.rsync import WITH_US, Rsync
 from edgecnn.board.shell import LinkLost
+
+
+class Notes(progress.Plain):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
 
 SIZE = 40 << 20  # above what is worth a second login
 
@@ -44,10 +59,16 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 @pytest.fixture
 def asked(server: Sshd) -> Path:
-    """The board's rsync notes how it was called."""
+    """The board's rsync notes how it was called, and how it ended."""
     note = server.folder / "asked"
-    server.add_program("rsync", f'echo "$@" >> {note}\nexec {shutil.which("rsync")} "$@"')
+    server.add_program("rsync", f'echo "$@" >> {note}\n{shutil.which("rsync")} "$@"\necho "status $?" >> {note}')
     return note
+
+
+def notes(asked: Path) -> tuple[list[str], list[str]]:
+    """(how it was called, how it ended), each time."""
+    lines = asked.read_text().splitlines()
+    return [line for line in lines if line.startswith("--")], [line for line in lines if line.startswith("status")]
 
 
 def send(board: Board, digest: str, path: Path) -> None:
@@ -59,7 +80,7 @@ def part(server: Sshd, digest: str) -> Path:
     return server.cache / "files" / f"{digest}.part"
 
 
-def until(found: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(found: Callable[[], bool], seconds: float = 30.0) -> None:
     limit = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < limit
@@ -87,7 +108,8 @@ def test_a_large_file_goes_by_rsync(
     there = server.cache / "files" / digest
     assert there.read_bytes() == path.read_bytes()
     assert oct(there.stat().st_mode)[-3:] == "600"
-    [line] = asked.read_text().splitlines()
+    [line], ended = notes(asked)
+    assert ended == ["status 0"]  # it moved the file: nothing was left to SFTP
     assert line.startswith("--server ")
     assert line.endswith(f" . .cache/edgecnn/files/{digest}.part")  # no name of the user's, no shell text
     assert link.up < 1.05 * SIZE
@@ -104,7 +126,7 @@ def test_it_goes_on_behind_a_cut(
     with pytest.raises(LinkLost, match="send on `board`"):
         send(board, digest, path)
     assert time.monotonic() - start < 15
-    until(lambda: not senders(digest))
+    until(lambda: not senders(digest))  # the board's ends itself, though nobody tells it of the cut
     first = part(server, digest).stat().st_size
     assert 0 < first < SIZE
     sent = link.up - before
@@ -112,7 +134,8 @@ def test_it_goes_on_behind_a_cut(
     before = link.up
     send(board, digest, path)
     assert sent + link.up - before < 1.1 * SIZE
-    assert len(asked.read_text().splitlines()) == 2
+    called, ended = notes(asked)
+    assert (len(called), ended[-1]) == (2, "status 0")
 
 
 def test_a_beginning_that_is_not_one_is_sent_anew(
@@ -123,15 +146,45 @@ def test_a_beginning_that_is_not_one_is_sent_anew(
     part(server, digest).write_bytes(bytes(5_000_000))
     send(board, digest, path)
     assert (server.cache / "files" / digest).read_bytes() == path.read_bytes()
+    assert notes(asked)[1] == ["status 0"]
 
 
-@pytest.mark.parametrize("script", ["exit 3", "echo hello; sleep 60", "kill -9 $$"])
-def test_sftp_takes_over(connect: Connect, server: Sshd, large: tuple[str, Path], script: str) -> None:
-    """Whatever the other end's rsync does; one that says nothing is waited for as long as a silent link."""
+def test_a_link_to_a_file_is_the_file(connect: Connect, asked: Path, large: tuple[str, Path], tmp_path: Path) -> None:
+    """By itself rsync passes over one, and ends well."""
     digest, path = large
-    server.add_program("rsync", script)
-    send(connect(), digest, path)
+    (tmp_path / "link").symlink_to(path)
+    send(connect(), digest, tmp_path / "link")
+    assert notes(asked)[1] == ["status 0"]
+
+
+@pytest.mark.parametrize("script", ["exit 0", "exit 3", "echo hello; sleep 60", "exec sleep 60", "kill -9 $$"])
+def test_sftp_takes_over(connect: Connect, server: Sshd, large: tuple[str, Path], script: str) -> None:
+    """Whatever the other end's rsync does; one that says nothing is waited for as long as a login may take."""
+    digest, path = large
+    asked = server.folder / "asked"
+    server.add_program("rsync", f"echo asked >> {asked}\n{script}")
+    board = connect(limits=replace(QUICK, connect_s=4.0))
+    shown = Notes()
+    with progress.showing(shown):
+        send(board, digest, path)
     assert (server.cache / "files" / digest).read_bytes() == path.read_bytes()
+    assert sum("rsync to `board` does not work" in note for note in shown.said) == 1
+    (server.cache / "files" / digest).unlink()
+    send(board, digest, path)
+    assert asked.read_text() == "asked\n"  # not tried again
+
+
+def test_what_another_tool_has_brought_meanwhile_is_there(
+    connect: Connect, server: Sshd, large: tuple[str, Path], link: Proxy
+) -> None:
+    """Its check gives the file its name while our rsync still writes; nothing is sent once more."""
+    digest, path = large
+    files = server.cache / "files"
+    server.add_program("rsync", f"cp {shlex.quote(str(path))} {files}/{digest}\nrm -f {files}/{digest}.part\nexit 23")
+    board = connect()
+    before = link.up
+    send(board, digest, path)
+    assert link.up - before < SIZE / 4
 
 
 def test_a_login_that_only_ours_knows(connect: Connect, server: Sshd, large: tuple[str, Path], asked: Path) -> None:
@@ -146,12 +199,16 @@ def test_ctrl_c_leaves_no_sender(connect: Connect, link: Proxy, asked: Path, lar
     digest, path = large
     board = connect()
     link.faults.rate = 2e6
-    thread = threading.Timer(2.0, board.close)
+
+    def close() -> None:
+        until(asked.exists)
+        board.close()
+
+    thread = threading.Thread(target=close)
     thread.start()
     with pytest.raises((CancelledError, LinkLost)):
         send(board, digest, path)
     thread.join()
-    assert asked.exists()
     until(lambda: not senders(digest))
 
 
@@ -171,7 +228,12 @@ def test_a_slow_link_is_not_a_dead_one(
     digest, path = large
     link.faults.rate = 10e6
     send(connect(), digest, path)
-    assert len(asked.read_text().splitlines()) == 1
+    assert notes(asked)[1] == ["status 0"]
+
+
+def test_a_tool_that_ended_before_its_rsync_began() -> None:
+    began = subprocess.run([sys.executable, "-I", "-c", WITH_US, "1", "echo", "began"], capture_output=True)
+    assert (began.returncode, began.stdout) == (1, b"")
 
 
 def test_where_it_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ _STATUS = pytest.StashKey[int]()
 # They take longest: begun first, none of them is left to run alone when files are shared among workers.
 LONG = (
     "test_readme", "test_build", "test_link_faults", "test_recipes", "test_build_over_ssh", "test_build_detect",
-    "test_zoo_sample", "test_random_graphs", "test_files", "test_fleet", "test_rsync", "test_orin_build", "test_qat",
+    "test_zoo_sample", "test_random_graphs", "test_files", "test_fleet", "test_orin_build", "test_qat",
 )  # fmt: skip
 
 

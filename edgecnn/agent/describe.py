@@ -14,7 +14,7 @@ from edgecnn import __version__
 from edgecnn.agent import sensors
 from edgecnn.agent.keeper import mode_to_come
 from edgecnn.agent.power import read_mode, read_modes
-from edgecnn.agent.programs import boot_id, find, sys_root
+from edgecnn.agent.programs import boot_id, sys_root
 from edgecnn.agent.protocol import PROTOCOL, Cache, Json
 from edgecnn.backends import cpu, gpu, openvino, ort, trt
 from edgecnn.clocks import read_clocks
@@ -51,7 +51,7 @@ def describe(cache: Cache) -> Json:
         "power_modes": [one.name for one in read_modes()], "clocks_locked": sensors.clocks_locked(root),
         "governor": read_clocks(root / "sys/devices/system/cpu").governor,
         "temperature_c": sensors.temperatures(root), "power_rails": sensors.rail_names(root),
-        "gpu_users": sensors.gpu_users(), "rsync": find("rsync") is not None,
+        "gpu_users": sensors.gpu_users(),
         "load_average": os.getloadavg()[0],
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Where the zipapp goes on: `JOB` is a job's guard, `--rsync` takes large files; the guard starts the other roles."""
+"""Where the zipapp goes on: `JOB` is the guard of a job; the other roles are processes that the guard starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgecnn.agent.protocol import Cache
 
-ROLES = ("--worker", "--keeper", "--sampler", "--rsync")
+ROLES = ("--worker", "--keeper", "--sampler")
 
 
 def enter(arguments: list[str]) -> int:
@@ -37,10 +37,6 @@ def enter(arguments: list[str]) -> int:
             from edgecnn.agent.sampler import sample
 
             return sample(Path(file))
-        case ["--rsync", limit_s, *words]:
-            from edgecnn.agent.rsync import receive
-
-            return receive(float(limit_s), words)
         case [job] if job not in ROLES:
             from edgecnn.agent.guard import guard
 

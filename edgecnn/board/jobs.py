@@ -23,12 +23,11 @@ from edgecnn.board.answer import Answer, JobFailed
 from edgecnn.board.background import Background
 from edgecnn.board.limits import LinkLimits
 from edgecnn.board.shell import ROOT, FileRefused, Files, LinkLost, Shell, Unreachable
-from edgecnn.board.transfer import FILES, Accept, Fast, fetch, make_room, refused, remove_tree, send
+from edgecnn.board.transfer import FILES, Accept, fetch, make_room, refused, remove_tree, send
 from edgecnn.errors import EdgeError
 
 if TYPE_CHECKING:
     from edgecnn.agent.pack import Agent
-    from edgecnn.board.rsync import Rsync
 
 PROTOCOL = 1
 CONFIG_VARIABLE = "EDGECNN_SSH_CONFIG"
@@ -46,7 +45,6 @@ class Board:
         self.host, self.agent, self.limits, self.config = host, agent, limits, config
         self.background = Background(limits.stop_s + 1.0)
         self.shell: Shell | None = None
-        self.rsync: Rsync | None = None
         self.facts: Json = {}
         self.boot_id = ""
         self.closed = False
@@ -195,27 +193,10 @@ class Board:
     async def _sent_and_run(self, shell: Shell, job: Json, inputs: Mapping[str, Path], out: Path | None) -> Json:
         try:
             if inputs:
-                await send(shell.files, self.host, inputs, self._accept(shell, job), self._fast(shell))
+                await send(shell.files, self.host, inputs, self._accept(shell, job))
             return await self._agent(shell, job, out)
         except FileRefused as error:
             raise await refused(shell.files, self.host, error, "its files cannot be used on") from error
-
-    def _fast(self, shell: Shell) -> Fast | None:
-        from edgecnn.board.rsync import Rsync
-
-        if not self.facts.get("rsync"):
-            return None
-        if self.rsync is None:
-            receiver = f"{self._start()} --rsync"
-            self.rsync = Rsync.to(self.host, receiver, self.limits, self.config, lambda: not shell.open)
-        if self.rsync is None or self.rsync.failed:
-            return None
-        self.rsync.ended = lambda: not shell.open  # the session of now
-        return self.rsync
-
-    def _start(self) -> str:
-        """The constant beginning of every command on the board."""
-        return f"python3 -u {ROOT}/agents/{self.agent.sha256}.pyz"
 
     def _accept(self, shell: Shell, job: Json) -> Accept:
         bound = {key: job[key] for key in ("max_bytes",) if key in job}
@@ -243,8 +224,9 @@ class Board:
             await shell.files.put_bytes(text, f"{folder}/job.json")
 
         await self._written(shell.files, write, "the job cannot be written to")
+        command = f"python3 -u {ROOT}/agents/{self.agent.sha256}.pyz {name}"
         with Answer() as answer:
-            ended = await shell.run(f"{self._start()} {name}", beat_s=self.limits.beat_s, on_line=answer.take)
+            ended = await shell.run(command, beat_s=self.limits.beat_s, on_line=answer.take)
         result = answer.result(ended, self.host)
         if out is not None and result.get("files"):
             await fetch(shell.files, self.host, f"{folder}/out", result["files"], out)

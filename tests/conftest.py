@@ -18,7 +18,7 @@ LONG = {
     "test_build_detect": 80, "test_zoo_sample": 75, "test_random_graphs": 75, "test_files": 70, "test_fleet": 60,
     "test_orin_build": 45, "test_qat": 60, "test_resume": 40, "test_board_jobs": 50, "test_train": 45,
 }  # fmt: skip
-SHARE = "EDGECNN_TESTS"  # as 2/3: only the second of three shares of all test files'
+SHARE = "EDGECNN_TESTS"  # as 2/3: the second of three shares of all test files; `alone`: what wants its own process'
 
 
 def pytest_configure() -> None:
@@ -30,6 +30,11 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not (asked := os.environ.get(SHARE)):
         return
+    alone = [item for item in items if item.get_closest_marker("alone")]
+    if asked == "alone":
+        config.hook.pytest_deselected(items=[item for item in items if item not in alone])
+        items[:] = alone
+        return
     which, shares = (int(number) for number in asked.split("/"))
     counts = Counter(item.path for item in items)
     seconds = {path: LONG.get(path.stem, 0.2 * count) for path, count in counts.items()}
@@ -40,8 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         filled[share] += seconds[path]
         if share == which - 1:
             mine.add(path)
-    config.hook.pytest_deselected(items=[item for item in items if item.path not in mine])
-    items[:] = [item for item in items if item.path in mine]
+    kept = [item for item in items if item.path in mine and item not in alone]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -156,6 +156,7 @@ def test_damaged_checkpoint_starts_anew(trained: Any) -> None:
     assert bytes_of(trained(out=folder, epochs=1)) == whole
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_two_processes_share_the_batches(tmp_path: Path, digits: Artifact) -> None:
     job = {

@@ -20,7 +20,7 @@ from edgecnn.store import Artifact  # noqa: E402
 from edgecnn.training import train  # noqa: E402
 from edgecnn.training.feed import Normalizer  # noqa: E402
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.alone]
 DIGITS = DataSpec(format="digits", color="gray", calibrate=64)
 
 
@@ -156,7 +156,6 @@ def test_damaged_checkpoint_starts_anew(trained: Any) -> None:
     assert bytes_of(trained(out=folder, epochs=1)) == whole
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_two_processes_share_the_batches(tmp_path: Path, digits: Artifact) -> None:
     job = {

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 _STATUS = pytest.StashKey[int]()
-# Files that take longest, in seconds of a CI run: for shares of equal length.
-LONG = {
-    "test_readme": 130, "test_build_over_ssh": 125, "test_link_faults": 170, "test_recipes": 125, "test_build": 140,
-    "test_build_detect": 80, "test_zoo_sample": 75, "test_random_graphs": 75, "test_files": 70, "test_fleet": 60,
-    "test_orin_build": 45, "test_qat": 60, "test_resume": 40, "test_board_jobs": 50, "test_train": 45,
-}  # fmt: skip
-SHARE = "EDGECNN_TESTS"  # as 2/3: the second of three shares of all test files; `alone`: what wants its own process'
+# They take longest: begun first, none of them is left to run alone when files are shared among workers.
+LONG = (
+    "test_readme", "test_build", "test_link_faults", "test_recipes", "test_build_over_ssh", "test_build_detect",
+    "test_zoo_sample", "test_random_graphs", "test_files", "test_fleet", "test_orin_build", "test_qat",
+)  # fmt: skip
 
 
 def pytest_configure() -> None:
@@ -27,27 +24,9 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not (asked := os.environ.get(SHARE)):
-        return
-    alone = [item for item in items if item.get_closest_marker("alone")]
-    if asked == "alone":
-        config.hook.pytest_deselected(items=[item for item in items if item not in alone])
-        items[:] = alone
-        return
-    which, shares = (int(number) for number in asked.split("/"))
-    counts = Counter(item.path for item in items)
-    seconds = {path: LONG.get(path.stem, 0.2 * count) for path, count in counts.items()}
-    filled = [0.0] * shares
-    mine = set()
-    for path in sorted(seconds, key=lambda path: (-seconds[path], path)):
-        share = filled.index(min(filled))
-        filled[share] += seconds[path]
-        if share == which - 1:
-            mine.add(path)
-    kept = [item for item in items if item.path in mine and item not in alone]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -62,7 +41,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     after the last test, while it was torn down. edgecnn itself gives every engine a process of its own.
     """
     status = config.stash.get(_STATUS, None)
-    if status is not None:
+    if status is not None and not hasattr(config, "workerinput"):  # a worker of pytest-xdist still has to report
         config.get_terminal_writer().flush()
         sys.stdout.flush()
         sys.stderr.flush()

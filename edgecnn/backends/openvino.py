@@ -6,7 +6,9 @@ what the graph says, as on every other device, and the FP32 model is what INT8 i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +129,40 @@ class OpenVinoRunner:
             try:
                 network = self._network.clone()
                 network.reshape({index: self._openvino.PartialShape(list(shape)) for index, shape in enumerate(shapes)})
-                compiled = self._core.compile_model(network, "CPU", settings)
+                with _own_signal_stack():
+                    compiled = self._core.compile_model(network, "CPU", settings)
             except Exception as error:
                 raise _refused(self._model, error) from error
             while len(self._compiled) >= _COMPILED:
                 del self._compiled[next(iter(self._compiled))]
             self._compiled[shapes] = compiled
         return self._compiled[shapes]
+
+
+@contextlib.contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Set this thread's alternate signal stack back to what it was.
+
+    OpenVINO sets one of its own when it compiles a model and, when the model goes, sets back the one that it had found.
+    Where the older of two goes first, that is a stack that is no longer there, and the next signal that Python handles,
+    Ctrl-C or a child's end, kills the process (seen with 2026.4). With this, each finds the one from before OpenVINO.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    import ctypes
+
+    class Stack(ctypes.Structure):
+        """Linux' stack_t."""
+
+        _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+    libc, found = ctypes.CDLL(None), Stack()
+    libc.sigaltstack(None, ctypes.byref(found))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(found), None)
 
 
 def _output_names(model: Path) -> tuple[str, ...]:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from agent_home import AgentHome, Running, children, gone, left_over
-from golden_graphs import colours
+from golden_graphs import colours, contract
 from orin import MODES, UNLOCKED, Orin
 
-from edgecnn.agent import sampler
+from edgecnn.agent import sampler, timing
+from edgecnn.agent.monitor import Monitor
 from edgecnn.agent.programs import find
+from edgecnn.backends import TensorInfo
 from edgecnn.io_contract import read_contract
 from edgecnn.recipe import BenchSpec
 
@@ -82,8 +84,45 @@ def test_time_under_its_conditions(home: AgentHome, orin: Orin, tmp_path: Path) 
         assert set(times) == {f"{which}{kind}_ms" for which in ("first", "second") for kind in ("", "_io", "_e2e")}
         assert len(times["first_ms"]) == len(times["second_ms"]) == found["pairs"] >= 64
         assert all((times[name] > 0).all() for name in times)
-        # Turning images into floats is in one and not in the other.
-        assert np.median(times["first_e2e_ms"]) > np.median(times["first_ms"])
+
+
+class Recorder:
+    """A Runner that remembers what it was asked to do."""
+
+    how = "nothing computes"
+    inputs = (TensorInfo("image", "float32", (None, 3, 4, 4)),)
+
+    def __init__(self) -> None:
+        self.fed: list[dict[str, Any]] = []
+        self.alone = 0
+
+    def __call__(self, feeds: Any) -> dict[str, Any]:
+        self.fed.append(dict(feeds))
+        return {}
+
+    def prepared(self, feeds: Any) -> Any:
+        def run() -> None:
+            self.alone += 1
+
+        return run
+
+
+def test_what_each_of_the_three_times_is_of(tmp_path: Path) -> None:
+    """The engine alone; with its inputs moved; and from uint8 images, which are turned into its input each time."""
+    of_floats = {"layout": "NCHW", "dtype": "float32", "range": (0.0, 1.0)}
+    io = contract().model_copy(update={"input": contract().input.model_copy(update=of_floats)})
+    turned = io.feed(np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), np.uint8))["image"]
+    assert (turned.dtype, turned.shape) == (np.float32, (1, 3, 4, 4))
+    runners = (Recorder(), Recorder())
+    plan = timing.Plan.of({**SPEC.model_dump(mode="json"), "min_seconds": 0.01, "max_seconds": 0.02})
+    monitor = Monitor(tmp_path / "samples", ["true"])
+    paths = (tmp_path / "m.onnx", tmp_path / "m.onnx")
+    found = timing.measure(runners, paths, plan, "speed", monitor, io.model_dump(mode="json")).arrays
+    for runner, which in zip(runners, ("first", "second"), strict=True):
+        assert runner.alone >= len(found[f"{which}_ms"]) >= 64
+        from_images = [np.array_equal(one["image"], turned) for one in runner.fed]
+        assert sum(from_images) >= len(found[f"{which}_e2e_ms"]) >= 64
+        assert from_images.count(False) >= len(found[f"{which}_io_ms"]) >= 64
 
 
 @pytest.mark.parametrize("how", ["heat", "current"])

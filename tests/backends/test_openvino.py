@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,25 @@ def test_the_threads_asked_for_are_the_threads_it_has(tmp_path: Path) -> None:
         compiled = runner.compiled(((1, 4),))
         assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
         assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+SIGNAL = """
+import signal, sys
+from pathlib import Path
+from edgecnn.backends.openvino import OpenVino
+
+for threads in (1, 2, 2):
+    runner = OpenVino().load(Path(sys.argv[1]), threads=threads)  # the one before goes while this one is there
+del runner
+signal.signal(signal.SIGALRM, lambda *_: sys.exit("the signal was handled"))
+signal.raise_signal(signal.SIGALRM)
+"""
+
+
+def test_a_signal_is_handled_after_models_have_come_and_gone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SIGNAL, str(identity(tmp_path / "m.onnx"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, "the signal was handled")
 
 
 def test_it_does_not_simulate(tmp_path: Path) -> None:

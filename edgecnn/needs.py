@@ -39,13 +39,14 @@ def needs(recipe: Recipe, profile: DeviceProfile, boards: Boards = HERE) -> list
     Raises:
         EdgeError: a device cannot do what the recipe asks, or family `small` has no such model.
     """
-    for device in (profile, *map(load_device, recipe.compile_for)):
+    more = [load_device(name) for name in recipe.compile_for]
+    for device in (profile, *more):
         device.require_int8()
     from edgecnn import data, families
     from edgecnn.backends import rtx_gpus, trt
 
     here = (profile,) if not boards else ()  # a board's own version decides for it
-    for device in (*here, *map(load_device, recipe.compile_for)):
+    for device in (*here, *more):
         rtx_gpus.refuse(device.backend, device.capabilities, trt.installed("tensorrt-rtx"))
 
     found = [Need(*need) for need in data.missing(recipe.data)]

@@ -13,8 +13,9 @@ REPO = Path(__file__).resolve().parents[1]
 _STATUS = pytest.StashKey[int]()
 # They take longest: begun first, none of them is left to run alone when files are shared among workers.
 LONG = (
-    "test_readme", "test_build", "test_link_faults", "test_recipes", "test_build_over_ssh", "test_build_detect",
-    "test_zoo_sample", "test_random_graphs", "test_files", "test_fleet", "test_orin_build", "test_qat",
+    "test_link_faults", "test_build_over_ssh", "test_build", "test_readme", "test_files", "test_recipes",
+    "test_zoo_sample", "test_agent_time", "test_random_graphs", "test_build_detect", "test_orin_build", "test_qat",
+    "test_board_jobs", "test_export", "test_bad_input", "test_fleet", "test_bad_graphs_and_disks", "test_ctrl_c",
 )  # fmt: skip
 
 

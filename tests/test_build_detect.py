@@ -35,10 +35,13 @@ budgets: {max_size_mb: 13}
 """
 
 
-def dots(root: Path) -> None:
-    """60 images with a bright square each."""
-    write_dots(root, 60)
-    (root / "dots.yaml").write_text(RECIPE)
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, 60 images with a bright square each, and a store."""
+    folder = tmp_path_factory.mktemp("desk")
+    write_dots(folder, 60)
+    (folder / "dots.yaml").write_text(RECIPE)
+    return folder
 
 
 def edgecnn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,9 +50,8 @@ def edgecnn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_from_boxes_to_a_verdict(tmp_path: Path) -> None:
-    dots(tmp_path)
-    built = edgecnn(tmp_path, "build", "dots.yaml", "--json")
+def test_from_boxes_to_a_verdict(desk: Path) -> None:
+    built = edgecnn(desk, "build", "dots.yaml", "--json")
     assert built.returncode == 0, built.stderr
     report: dict[str, Any] = json.loads(built.stdout)["report"]
     figures = {figure["name"]: figure for figure in report["figures"]}
@@ -59,14 +61,14 @@ def test_from_boxes_to_a_verdict(tmp_path: Path) -> None:
     head = [layer for layer in report["layers"] if "dfl" in layer["name"]]
     assert head
     assert not any(layer["int8"] for layer in head)
-    again = json.loads(edgecnn(tmp_path, "build", "dots.yaml", "--json").stdout)
+    again = json.loads(edgecnn(desk, "build", "dots.yaml", "--json").stdout)
     assert again["made"] == []
-    suppressing_in_the_graph(tmp_path, tmp_path / again["run"])
+    suppressing_in_the_graph(desk, desk / again["run"])
     run = Path(again["run"])
     for name in ("model.onnx", "model.int8.onnx", "report.html", "outcomes.npz"):
-        assert (tmp_path / run / name).exists(), name
-    assert edgecnn(tmp_path, "check", str(run), "--baseline", "b.zip", "--update").returncode == 0
-    checked = edgecnn(tmp_path, "check", str(run), "--baseline", "b.zip", "--json")
+        assert (desk / run / name).exists(), name
+    assert edgecnn(desk, "check", str(run), "--baseline", "b.zip", "--update").returncode == 0
+    checked = edgecnn(desk, "check", str(run), "--baseline", "b.zip", "--json")
     found = {check["name"]: check for check in json.loads(checked.stdout)["checks"]}
     assert found["max_regression"]["measured"] == 0.0
 
@@ -96,8 +98,7 @@ def suppressing_in_the_graph(folder: Path, plain: Path) -> None:
     assert typed.graph.node[-1].op_type == "EfficientNMS_TRT"
 
 
-def test_a_budget_against_a_detector_that_finds_nothing_is_refused(tmp_path: Path) -> None:
-    dots(tmp_path)
-    done = edgecnn(tmp_path, "build", "dots.yaml", "--set", "budgets.max_accuracy_drop=0.01", "--until", "quantize")
+def test_a_budget_against_a_detector_that_finds_nothing_is_refused(desk: Path) -> None:
+    done = edgecnn(desk, "build", "dots.yaml", "--set", "budgets.max_accuracy_drop=0.01", "--until", "quantize")
     assert done.returncode == 2
     assert "proves nothing" in done.stderr

@@ -32,7 +32,7 @@ TIMM = (
 NAMES = TORCHVISION + TIMM
 # A few of different kinds, small: what the tests take.
 SAMPLE = {
-    "mobilenet_v3_small": 64, "shufflenet_v2_x1_0": 64, "lraspp_mobilenet_v3_large": 64, "mobilenetv4_conv_small": 64,
+    "squeezenet1_1": 64, "shufflenet_v2_x1_0": 64, "lraspp_mobilenet_v3_large": 64, "mobilenetv4_conv_small": 64,
     "repvgg_a0": 64, "convnextv2_atto": 64,
 }  # fmt: skip
 _SEGMENTATION = ("deeplabv3", "fcn", "lraspp")

@@ -18,6 +18,7 @@ from edgecnn.detect import Detections
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 MOST = 100  # detections of one class on one image
+AVERAGED = {"map50_95": slice(None), "map50": slice(1)}  # by metric: the thresholds whose precisions it averages
 _CHUNK = 64  # resamples counted at a time: bounds memory
 Floats = NDArray[np.float64]
 
@@ -54,10 +55,10 @@ class Matches:
                 found[start : start + _CHUNK, number] = _class_ap(kind, weights[start : start + _CHUNK])
         return found
 
-    def mean_ap(self, weights: Floats | None = None) -> Floats:
-        """mAP50-95 (R,) under R weightings (R, N), over the classes that have boxes; unweighted when None."""
+    def mean_ap(self, metric: str, weights: Floats | None = None) -> Floats:
+        """mAP (R,) as AVERAGED names it, under R weightings (R, N), of the classes with boxes; unweighted when None."""
         given = np.ones((1, self.images)) if weights is None else weights
-        ap = self.ap(given)
+        ap = self.ap(given)[:, :, AVERAGED[metric]]
         known = ~np.isnan(ap[:, :, 0])
         total = np.where(known[..., None], ap, 0.0).mean(axis=2).sum(axis=1)
         mean: Floats = total / np.maximum(known.sum(axis=1), 1)
@@ -77,7 +78,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class MapDrop:
-    """mAP50-95 of one detector minus another's on the same images, a fraction of 1; one-sided 95 % bounds.
+    """mAP of one detector minus another's on the same images, a fraction of 1; one-sided 95 % bounds.
 
     `spread` is the resamples' standard deviation.
     """
@@ -88,8 +89,11 @@ class MapDrop:
     spread: float
 
 
-def map_drop(first: Matches, second: Matches, *, resamples: int = 1000, seed: int = 0) -> MapDrop:
+def map_drop(first: Matches, second: Matches, metric: str, *, resamples: int = 1000, seed: int = 0) -> MapDrop:
     """Paired bootstrap over images (Efron and Tibshirani 1993, percentile bounds): both are counted on each resample.
+
+    Args:
+        metric: a name in AVERAGED.
 
     Raises:
         ValueError: they are not of the same number of images.
@@ -99,9 +103,9 @@ def map_drop(first: Matches, second: Matches, *, resamples: int = 1000, seed: in
     count = first.images
     # RandomState, not default_rng: numpy promises (NEP 19) that its stream never changes between versions.
     weights = np.random.RandomState(seed).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
-    drops = first.mean_ap(weights) - second.mean_ap(weights)
+    drops = first.mean_ap(metric, weights) - second.mean_ap(metric, weights)
     lower, upper = np.quantile(drops, (0.05, 0.95))
-    point = float(first.mean_ap()[0] - second.mean_ap()[0])
+    point = float(first.mean_ap(metric)[0] - second.mean_ap(metric)[0])
     return MapDrop(point, float(lower), float(upper), float(drops.std()))
 
 

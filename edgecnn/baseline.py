@@ -83,7 +83,7 @@ def check(
         )
         latency = Check(name="latency", state="not-comparable", unit="x", detail=why)
     else:
-        accuracy = _accuracy(baseline.outcomes, outcomes, max_regression)
+        accuracy = _accuracy(baseline.outcomes, outcomes, candidate.metric, max_regression)
         latency, times = _latency(run, baseline, time_files)
     notes = [f"baseline: run {baseline.head.run or '?'} of {baseline.head.recipe}, edgecnn {baseline.head.edgecnn}"]
     if candidate.recipe != baseline.head.recipe:
@@ -94,7 +94,7 @@ def check(
             "when": now(),
             "edgecnn": __version__,
             "checks": (accuracy, latency),
-            "figures": () if why else _figures(baseline.outcomes, outcomes, accuracy, latency),
+            "figures": () if why else _figures(baseline.outcomes, outcomes, candidate.metric, accuracy, latency),
             "classes": (),
             "layers": (),
             "compiled_for": (),
@@ -129,9 +129,9 @@ def _not_comparable(candidate: Report, outcomes: Outcomes, baseline: Baseline) -
     return ""
 
 
-def _accuracy(before: Outcomes, after: Outcomes, max_regression: float) -> Check:
+def _accuracy(before: Outcomes, after: Outcomes, metric: str, max_regression: float) -> Check:
     if baseline_boxes.is_detector(before):
-        return baseline_boxes.accuracy_check(before, after, max_regression)
+        return baseline_boxes.accuracy_check(before, after, metric, max_regression)
     first, second = before["int8_outcome"] > 0.5, after["int8_outcome"] > 0.5
     b, c = int(np.sum(first & ~second)), int(np.sum(~first & second))
     return drop_check("max_regression", b, c, len(first), max_regression, first="the baseline", second="the candidate")
@@ -168,13 +168,13 @@ def _latency(run: Path, baseline: Baseline, time_files: TimeFiles | None) -> tup
     return check, times
 
 
-def _figures(before: Outcomes, after: Outcomes, accuracy: Check, latency: Check) -> tuple[Figure, ...]:
+def _figures(before: Outcomes, after: Outcomes, metric: str, accuracy: Check, latency: Check) -> tuple[Figure, ...]:
     ratio = Figure(
         name="latency_ratio", title="Latency, candidate / baseline", group="latency", value=latency.measured,
         lower=latency.lower, upper=latency.upper, unit="x", conditions=latency.detail,
     )  # fmt: skip
     if baseline_boxes.is_detector(before):
-        return (*baseline_boxes.accuracy_figures(before, after, accuracy), ratio)
+        return (*baseline_boxes.accuracy_figures(before, after, metric, accuracy), ratio)
     n = len(before["label"])
 
     def proportion(name: str, title: str, outcome: NDArray[Any]) -> Figure:

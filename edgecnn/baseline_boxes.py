@@ -12,6 +12,7 @@ from edgecnn.data.boxes import Boxes
 from edgecnn.detect import Detections
 from edgecnn.gate import map_check
 from edgecnn.report import Check, Figure
+from edgecnn.report.wording import metric_text
 
 Outcomes = dict[str, NDArray[Any]]
 TRUTH = ("offsets", "boxes", "classes", "crowd", "sizes")
@@ -48,24 +49,24 @@ def same_truth(first: Outcomes, second: Outcomes) -> bool:
     return all(np.array_equal(first[f"truth_{key}"], second[f"truth_{key}"]) for key in TRUTH)
 
 
-def accuracy_check(before: Outcomes, after: Outcomes, max_regression: float) -> Check:
-    """The non-inferiority rule on mAP50-95, INT8 against INT8."""
-    return map_check("max_regression", _matches(before), _matches(after), max_regression)
+def accuracy_check(before: Outcomes, after: Outcomes, metric: str, max_regression: float) -> Check:
+    """The non-inferiority rule on the runs' metric, INT8 against INT8."""
+    return map_check("max_regression", _matches(before), _matches(after), metric, max_regression)
 
 
-def accuracy_figures(before: Outcomes, after: Outcomes, accuracy: Check) -> tuple[Figure, ...]:
+def accuracy_figures(before: Outcomes, after: Outcomes, metric: str, accuracy: Check) -> tuple[Figure, ...]:
     """Both mAPs and the drop."""
-    images = len(before["truth_sizes"])
+    images, shown = len(before["truth_sizes"]), metric_text(metric)
 
     def value(name: str, title: str, outcomes: Outcomes) -> Figure:
-        found = 100 * float(_matches(outcomes).mean_ap()[0])
+        found = 100 * float(_matches(outcomes).mean_ap(metric)[0])
         return Figure(name=name, title=title, group="accuracy", value=found, unit="%", conditions=f"{images:,} images")
 
     return (
-        value("baseline_accuracy", "mAP50-95, baseline INT8", before),
-        value("int8_accuracy", "mAP50-95, candidate INT8", after),
+        value("baseline_accuracy", f"{shown}, baseline INT8", before),
+        value("int8_accuracy", f"{shown}, candidate INT8", after),
         Figure(
-            name="accuracy_drop", title="mAP50-95 drop", group="accuracy", value=accuracy.measured,
+            name="accuracy_drop", title=f"{shown} drop", group="accuracy", value=accuracy.measured,
             lower=accuracy.lower, upper=accuracy.upper, unit="points",
             conditions=f"baseline against candidate, the same {images:,} images · 95 % bounds, paired bootstrap",
         ),

@@ -57,7 +57,8 @@ def quantize_foreign(
         contract = as_detector(model, contract, boxes[0].classes, decoder)
     elif decoder:
         raise EdgeError(f"--decode is for labelled boxes, and `{data}` has none", "give a YOLO data.yaml or COCO JSON")
-    promise, stop = promise_of(max_accuracy_drop), recover_of(recover)
+    promise = promise_of(max_accuracy_drop, "map50_95" if boxes else "top1")
+    stop = recover_of(recover)
     most = {} if select_images is None else {"select_images": select_images}
     try:
         spec = QuantizeSpec.model_validate(

@@ -10,7 +10,7 @@ from edgecnn.data import Images, load_images
 from edgecnn.errors import EdgeError
 from edgecnn.gate import MIN_BOX_IMAGES, MIN_IMAGES, drop_state
 from edgecnn.io_contract import IoContract
-from edgecnn.recipe import Promise, QuantizeSpec, RecoverSpec, RungName
+from edgecnn.recipe import MetricName, Promise, QuantizeSpec, RecoverSpec, RungName, ScoreSpec
 from edgecnn.recipe_file import nearest_hint
 from edgecnn.report import State
 
@@ -33,7 +33,7 @@ def recover_of(text: str) -> str | RecoverSpec:
     return RecoverSpec.model_validate({"stop_at": text})
 
 
-def promise_of(max_accuracy_drop: float | None) -> Promise:
+def promise_of(max_accuracy_drop: float | None, metric: MetricName = "top1") -> Promise:
     """The budget as the quantizer takes it.
 
     Raises:
@@ -44,7 +44,7 @@ def promise_of(max_accuracy_drop: float | None) -> Promise:
             f"--max-accuracy-drop {max_accuracy_drop:g} is not a fraction from 0 to below 0.5",
             "0.01 allows a drop of one point",
         )
-    return Promise(max_accuracy_drop=max_accuracy_drop)
+    return Promise(max_accuracy_drop=max_accuracy_drop, score=ScoreSpec(metric=metric))
 
 
 def share_out(

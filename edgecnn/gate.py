@@ -24,6 +24,7 @@ from edgecnn.report.evidence import (
     read_evidence,
 )
 from edgecnn.report.figures import all_figures, class_accuracies, discordant, distribution, ladder, timing_text
+from edgecnn.report.wording import metric_text
 from edgecnn.store import Artifact
 
 __all__ = ["Evidence", "collect_outcomes", "drop_check", "judge"]
@@ -98,11 +99,11 @@ def drop_check(name: str, b: int, c: int, n: int, limit: float, *, first: str = 
     )  # fmt: skip
 
 
-def map_check(name: str, first: Matches, second: Matches, limit: float) -> Check:
-    """As `drop_check`, for mAP50-95: one-sided 95 % bounds of a paired bootstrap over images."""
-    drop, n = map_drop(first, second), first.images
+def map_check(name: str, first: Matches, second: Matches, metric: str, limit: float) -> Check:
+    """As `drop_check`, for a detector's metric: one-sided 95 % bounds of a paired bootstrap over images."""
+    drop, n = map_drop(first, second, metric), first.images
     state = drop_state(n, drop.lower, drop.upper, limit, least=MIN_BOX_IMAGES)
-    detail = f"paired bootstrap over {n:,} images, 1,000 resamples"
+    detail = f"{metric_text(metric)}, paired bootstrap over {n:,} images, 1,000 resamples"
     if state == "not-enough-evidence":
         room = limit - drop.point
         needed = stats.images_for_bounds(n, drop.upper - drop.point, room) if room > 0 else None
@@ -175,7 +176,8 @@ def _budgets(budgets: Budgets, measured: Measured) -> list[Check]:
 def _accuracy_check(answers: Classified | Detected, limit: float) -> Check:
     name = "max_accuracy_drop"
     if isinstance(answers, Detected):
-        return map_check(name, answers.reference.matches, answers.after.matches, limit)
+        reference, after = answers.reference, answers.after
+        return map_check(name, reference.matches, after.matches, after.file.metric, limit)
     return drop_check(name, *discordant(answers.reference, answers.after), len(answers.reference.label), limit)
 
 

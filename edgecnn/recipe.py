@@ -175,11 +175,11 @@ class Budgets(Spec):
 
 
 class Promise(Spec):
-    """What the quantizer must hold: the metric of the select split and the drop allowed (None: none asked)."""
+    """What the quantizer must hold: the drop allowed (None: none asked) and how the select split is scored."""
 
     section: ClassVar[str] = "budgets"
     max_accuracy_drop: float | None = None
-    metric: MetricName = "top1"
+    score: ScoreSpec = ScoreSpec()
 
 
 class Recipe(Spec):
@@ -270,5 +270,9 @@ class Recipe(Spec):
 
     @property
     def promise(self) -> Promise:
-        """The accuracy budget and its metric as one input of the quantize stage."""
-        return Promise(max_accuracy_drop=self.budgets.max_accuracy_drop, metric=self.score.metric)
+        """The accuracy budget and what decides it as one input of the quantize stage: without a budget nothing does."""
+        if self.budgets.max_accuracy_drop is None:
+            return Promise()
+        # How many images one inference takes changes no answer.
+        score = self.score.model_copy(update={"batch": ScoreSpec().batch})
+        return Promise(max_accuracy_drop=self.budgets.max_accuracy_drop, score=score)

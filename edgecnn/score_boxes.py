@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecnn.average_precision import AVERAGED
 from edgecnn.data.boxes import Boxes
 from edgecnn.data.letterbox import Letterbox
 from edgecnn.decode import decode
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CocoFigures:
-    """Fractions of 1; NaN-free: None where no box of the kind is labelled."""
+    """Fractions of 1; NaN-free: None where no box of the kind is labelled. By class and size it is the metric's own."""
 
     map50_95: float
     map50: float
-    by_class: dict[str, float | None]  # AP50-95 by class name
+    by_class: dict[str, float | None]
     by_size: dict[str, float | None]  # small: area below 32², medium: below 96², large; in pixels of the original image
 
 
@@ -128,8 +129,11 @@ def _require_finite(boxes: Any, scores: Any) -> None:
         )
 
 
-def coco_figures(found: Detections, truth: Boxes, classes: tuple[str, ...]) -> CocoFigures:
+def coco_figures(found: Detections, truth: Boxes, classes: tuple[str, ...], metric: str) -> CocoFigures:
     """COCO's average precisions by faster-coco-eval: all areas, at most 100 detections of a class on an image.
+
+    Args:
+        metric: what is averaged by class and by size.
 
     Raises:
         EdgeError: the library is not installed.
@@ -146,10 +150,9 @@ def coco_figures(found: Detections, truth: Boxes, classes: tuple[str, ...]) -> C
         judged.evaluate()
         judged.accumulate()
     precision = judged.eval["precision"][..., -1]  # (thresholds, recalls, classes, areas)
-    means = {
-        name: _mean(precision[:, :, number, 0]) for number, name in enumerate(classes)
-    }  # fmt: skip
-    sizes = {name: _mean(precision[..., area]) for area, name in enumerate(("small", "medium", "large"), 1)}
+    own = precision[AVERAGED[metric]]
+    means = {name: _mean(own[:, :, number, 0]) for number, name in enumerate(classes)}
+    sizes = {name: _mean(own[..., area]) for area, name in enumerate(("small", "medium", "large"), 1)}
     return CocoFigures(_mean(precision[..., 0]) or 0.0, _mean(precision[:1, :, :, 0]) or 0.0, means, sizes)
 
 
@@ -193,7 +196,7 @@ def write_detections(
 ) -> None:  # fmt: skip
     """Write outcomes.npz (detections of every image) and score.json; `host` is a `HostTimes.document`."""
     np.savez(out / "outcomes.npz", offsets=found.offsets, boxes=found.boxes, scores=found.scores, classes=found.classes)
-    figures = asdict(coco_figures(found, truth, classes))
+    figures = asdict(coco_figures(found, truth, classes, spec.metric))
     content = {
         "metric": spec.metric, "value": figures[spec.metric], "unit": "fraction", "n": len(found), "how": how,
         "simulated": simulated, "seconds": round(seconds, 3), "coco": figures, "host": host,

@@ -144,22 +144,22 @@ def test_a_weight_is_a_number_of_copies() -> None:
     copies = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30))
     order = np.repeat(np.arange(30), copies)
     copied = Detections.joined([found.of(int(image)) for image in order])
-    weighted = match(found, truth, 4).mean_ap(copies[None].astype(float))[0]
-    assert weighted == pytest.approx(match(copied, truth.take(order), 4).mean_ap()[0], abs=1e-12)
+    weighted = match(found, truth, 4).mean_ap("map50_95", copies[None].astype(float))[0]
+    assert weighted == pytest.approx(match(copied, truth.take(order), 4).mean_ap("map50_95")[0], abs=1e-12)
 
 
 def test_a_verdict_on_map_needs_images_and_bounds_below_the_limit() -> None:
     truth, found = world(3, 80, 3, crowd=False)
     whole = match(found, truth, 3)
     worse = Detections(found.offsets, found.boxes + 6, found.scores, found.classes)
-    same, lost = (map_check("drop", whole, other, 0.03) for other in (whole, match(worse, truth, 3)))
+    same, lost = (map_check("drop", whole, other, "map50_95", 0.03) for other in (whole, match(worse, truth, 3)))
     assert (same.state, same.measured, same.lower, same.upper) == ("pass", 0.0, 0.0, 0.0)
     assert lost.state == "fail"
     assert lost.lower is not None
     assert lost.lower > 3.0
     few = np.arange(20)
     part = [match(Detections.joined([d.of(int(i)) for i in few]), truth.take(few), 3) for d in (found, worse)]
-    undecided = map_check("drop", part[0], part[0], 0.03)
+    undecided = map_check("drop", part[0], part[0], "map50_95", 0.03)
     assert undecided.state == "not-enough-evidence"
     assert "20 images decide nothing, about 50 images would decide" in undecided.detail
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
 from edgecnn.needs import needs
-from edgecnn.recipe import Recipe, SuppressSpec
+from edgecnn.recipe import Promise, Recipe, ScoreSpec, SuppressSpec
 from edgecnn.recipe_file import load_device, load_recipe
 
 BASE: dict[str, Any] = {
@@ -63,6 +63,13 @@ def test_suppression_in_the_graph_takes_the_numbers_of_score() -> None:
     recipe = changed(export={"nms": "onnx"}, score={"confidence": 0.25, "iou": 0.5, "max_detections": 20})
     assert recipe.suppression == SuppressSpec(by="onnx", confidence=0.25, iou=0.5, max_detections=20)
     assert recipe.graph == changed().graph  # what is exported and quantized is the same
+
+
+def test_the_quantizer_judges_by_the_score_section_and_by_nothing_without_a_budget() -> None:
+    strict = {"metric": "map50", "confidence": 0.25, "iou": 0.5, "max_detections": 20}
+    promise = changed(score={**strict, "batch": 8}, budgets={"max_accuracy_drop": 0.01}).promise
+    assert promise.score == ScoreSpec.model_validate(strict)  # the batch changes no answer, so it is in no key
+    assert changed(score=strict).promise == Promise()
 
 
 def test_a_classifier_has_nothing_to_suppress() -> None:

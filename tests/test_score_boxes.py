@@ -113,9 +113,9 @@ def test_what_an_oracle_finds_is_found(case: str, tmp_path: Path) -> None:
     order = np.argsort(found.boxes[:, 0] + 10_000 * found.classes, kind="stable")
     wanted = np.argsort(truth.boxes[:, 0] + 10_000 * truth.classes, kind="stable")
     assert found.boxes[order] == pytest.approx(truth.boxes[wanted], abs=2e-3)
-    figures = coco_figures(found, truth, told.classes)
+    figures = coco_figures(found, truth, told.classes, "map50_95")
     assert figures.map50_95 == pytest.approx(1.0)
-    assert match(found, truth, classes).mean_ap()[0] == pytest.approx(1.0)
+    assert match(found, truth, classes).mean_ap("map50_95")[0] == pytest.approx(1.0)
     present = {told.classes[kind] for kind in truth.classes}
     assert {name for name, value in figures.by_class.items() if value is not None} == present
     write_detections(tmp_path, found, truth, told.classes, SPEC, how="x", simulated=False, seconds=1.0)
@@ -130,18 +130,18 @@ def test_what_is_lost_counts(case: str) -> None:
         score_detector(Oracle(truth, classes, wrong=given), told, Numbers(len(truth)), truth, SPEC)
         for given in (False, True)
     )
-    drop = map_drop(match(right, truth, classes), match(wrong, truth, classes), resamples=50)
+    drop = map_drop(match(right, truth, classes), match(wrong, truth, classes), "map50_95", resamples=50)
     assert drop.point > 0.2
-    assert drop.point == pytest.approx(1 - coco_figures(wrong, truth, told.classes).map50_95, abs=1e-9)
+    assert drop.point == pytest.approx(1 - coco_figures(wrong, truth, told.classes, "map50_95").map50_95, abs=1e-9)
 
 
 def test_a_set_without_any_object_has_no_precision_and_no_drop() -> None:
     truth = truth_of(((40, 80), []), ((30, 30), []))
     found = score_detector(Oracle(truth, 2), contract(2), Numbers(2), truth, SPEC)
-    figures = coco_figures(found, truth, ("a", "b"))
+    figures = coco_figures(found, truth, ("a", "b"), "map50_95")
     assert (figures.map50_95, figures.by_class, len(found.scores)) == (0.0, {"a": None, "b": None}, 0)
     matches = match(found, truth, 2)
-    assert map_drop(matches, matches, resamples=10).point == 0.0
+    assert map_drop(matches, matches, "map50_95", resamples=10).point == 0.0
     assert not matches.precisions(0.5).any()
 
 

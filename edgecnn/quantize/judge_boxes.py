@@ -22,6 +22,7 @@ from edgecnn.quantize.candidate import Drop
 from edgecnn.quantize.judging import Judging
 from edgecnn.quantize.sessions import open_session, run_each
 from edgecnn.recipe import ScoreSpec
+from edgecnn.report.wording import metric_text
 from edgecnn.score_boxes import answered
 
 _RESAMPLES = 200  # of the bootstrap: the bounds are told, the point decides
@@ -41,11 +42,12 @@ class SelectedBoxes:
 
 
 class BoxJudge(Judging):
-    """mAP50-95 of a detector, float against INT8, with a paired bootstrap over images for the bounds.
+    """A detector's metric, float against INT8, with a paired bootstrap over images for the bounds.
 
     Args:
         model: the canonical float graph, the reference. contract: its input and outputs.
         selected: labelled images of the model's size; the first `most` of a fixed draw decide.
+        spec: the metric and how boxes are suppressed: as the verdict will have it.
         kernels: name of the CPU whose own INT8 kernels run candidates; '' for the float simulation.
 
     Raises:
@@ -53,8 +55,8 @@ class BoxJudge(Judging):
     """
 
     def __init__(
-        self, model: ir.Model, contract: IoContract, selected: SelectedBoxes, scheme: Scheme, *, most: int = 5000,
-        kernels: str = "",
+        self, model: ir.Model, contract: IoContract, selected: SelectedBoxes, spec: ScoreSpec, scheme: Scheme, *,
+        most: int = 5000, kernels: str = "",
     ) -> None:  # fmt: skip
         if len(selected.boxes) == 0 or len(selected.boxes) != len(selected.images):
             raise EdgeError(f"{len(selected.images)} images and boxes of {len(selected.boxes)} to select with")
@@ -63,22 +65,22 @@ class BoxJudge(Judging):
         drawn = np.sort(drawn).astype(np.int64)
         self.numbers: list[int] = drawn.tolist()
         self.source, self.truth = selected.images, selected.boxes.take(drawn)
-        self.contract, self.scheme, self.kernels, self.spec = contract, scheme, kernels, ScoreSpec()
+        self.contract, self.scheme, self.kernels, self.spec = contract, scheme, kernels, spec
         self.known: dict[str, Drop] = {}
         self.outputs = [value.name or "" for value in model.graph.outputs]
         self.reference = self._matches(model, simulate=False, name="select, float")
-        self.value = float(self.reference.mean_ap()[0])
+        self.value = float(self.reference.mean_ap(spec.metric)[0])
         if self.value < _LEAST:
             raise EdgeError(
-                f"the float model's mAP50-95 is {self.value:.3f} on {self.images} select images: an accuracy budget"
-                " against it proves nothing",
+                f"the float model's {metric_text(spec.metric)} is {self.value:.3f} on {self.images} select images: an"
+                " accuracy budget against it proves nothing",
                 _HINT if {output.meaning for output in contract.outputs} == {"boxes", "scores"} else _FOREIGN_HINT,
             )
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the images and boxes that decide, and of how."""
-        content = hashlib.sha256(f"{self.how} mAP50-95".encode())
+        content = hashlib.sha256(f"{self.how} {self.spec.model_dump_json()}".encode())
         for part in (self.truth.offsets, self.truth.boxes, self.truth.classes, self.truth.crowd):
             content.update(part.tobytes())
         for number in self.numbers:
@@ -87,7 +89,7 @@ class BoxJudge(Judging):
 
     def _lost(self, quantized: ir.Model) -> Drop:
         found = self._matches(quantized, simulate=not self.kernels, name="select")
-        lost = map_drop(self.reference, found, resamples=_RESAMPLES)
+        lost = map_drop(self.reference, found, self.spec.metric, resamples=_RESAMPLES)
         return Drop(self.value, self.value - lost.point, lost.lower, lost.upper, self.images, None)
 
     def _matches(self, model: ir.Model, *, simulate: bool, name: str) -> Matches:

@@ -59,10 +59,12 @@ def quantize_file(
         raise EdgeError("an accuracy budget needs images, and the model is fed arrays", "leave the budget out")
     if promise.max_accuracy_drop is not None and selected is not None and contract is not None:
         if isinstance(selected, SelectedBoxes):
-            judge = BoxJudge(float_model, contract, selected, scheme, most=spec.select_images, kernels=kernels)
+            judge = BoxJudge(
+                float_model, contract, selected, promise.score, scheme, most=spec.select_images, kernels=kernels
+            )
         else:
             judge = SelectJudge(
-                float_model, contract, selected, promise.metric, scheme, most=spec.select_images, kernels=kernels
+                float_model, contract, selected, promise.score.metric, scheme, most=spec.select_images, kernels=kernels
             )
     tools = Tools(
         scheme, graph, feeder, spec.ranges, folder, judge=judge, budget=promise.max_accuracy_drop, network=network

@@ -11,10 +11,13 @@ from edgecnn.report import ClassAccuracy, Figure
 from edgecnn.report.detection import ChangedImage, PrecisionRecall, changed_images, precision_recall
 from edgecnn.report.evidence import Array, BoxScores, Classified, Detected
 from edgecnn.report.stage_files import HostPart, SpeedFile
+from edgecnn.report.wording import metric_text
 
 
 def box_figures(answers: Detected, coverage: str, float_name: str) -> Iterator[Figure]:
-    """mAP50-95, mAP50, by size, and the paired drop; percent and points."""
+    """The metric, mAP50-95 and mAP50, by size, and the paired drop; percent and points."""
+    metric = answers.after.file.metric
+    shown = metric_text(metric)
     float_title = "float graph, no engine run" if answers.before.file.simulated else f"{float_name} engine"
     after = answers.after
     for name, title, scores in (
@@ -27,12 +30,14 @@ def box_figures(answers: Detected, coverage: str, float_name: str) -> Iterator[F
         conditions = f"{scores.file.n:,} images · {scores.file.how}{' · simulated' if scores.file.simulated else ''}"
         if scores is after:
             conditions += f" · {coverage}"
-        yield _percent(name, f"mAP50-95, {title}", coco.map50_95, conditions)
-        yield _percent(f"{name}_map50", f"mAP50, {title}", coco.map50, conditions)
+        yield _percent(name, f"{shown}, {title}", scores.file.value, conditions)
+        for other in ("map50_95", "map50"):
+            if other != metric:
+                yield _percent(f"{name}_{other}", f"{metric_text(other)}, {title}", getattr(coco, other), conditions)
     paired = f"FP32 reference against INT8, the same {after.file.n:,} images"
-    drop = map_drop(answers.reference.matches, after.matches)
+    drop = map_drop(answers.reference.matches, after.matches, metric)
     yield Figure(
-        name="accuracy_drop", title="mAP50-95 drop", group="accuracy", value=100 * drop.point, lower=100 * drop.lower,
+        name="accuracy_drop", title=f"{shown} drop", group="accuracy", value=100 * drop.point, lower=100 * drop.lower,
         upper=100 * drop.upper, unit="points",
         conditions=f"{paired} · one-sided 95 % bounds, paired bootstrap over images",
     )  # fmt: skip
@@ -44,7 +49,7 @@ def box_figures(answers: Detected, coverage: str, float_name: str) -> Iterator[F
         if before is not None and now is not None:
             conditions = f"{paired} · {100 * before:.1f} → {100 * now:.1f} %"
             yield Figure(
-                name=f"drop_{size}", title=f"mAP50-95 drop, {size} boxes", group="accuracy",
+                name=f"drop_{size}", title=f"{shown} drop, {size} boxes", group="accuracy",
                 value=100 * (before - now), unit="points", conditions=conditions,
             )  # fmt: skip
     yield _agreement(answers.reference, after, paired)
@@ -68,7 +73,7 @@ def _agreement(first: BoxScores, second: BoxScores, paired: str) -> Figure:
 
 
 def class_precisions(answers: Detected, classes: tuple[str, ...]) -> tuple[ClassAccuracy, ...]:
-    """AP50-95 of every class that has labelled boxes, in percent, reference beside INT8; `images` that show it."""
+    """Average precision of every class that has labelled boxes, in percent, reference beside INT8; `images` show it."""
     before, now = answers.reference.file.coco, answers.after.file.coco
     assert before is not None
     assert now is not None

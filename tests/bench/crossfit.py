@@ -55,10 +55,11 @@ def rows(bench: BenchModel, draw: int, given: Any) -> Iterator[str]:
         if one is None:
             continue
         ahead = [
-            _words(map_drop(mine, one)) if mine is not None and mine is not one else "-" for mine in ours
+            _words(map_drop(mine, one, "map50_95")) if mine is not None and mine is not one else "-" for mine in ours
         ]  # fmt: skip
-        value = 100 * float(one.mean_ap()[0])
-        yield f"| {bench.name} | {draw} | {name} | {value:.2f} | {_words(map_drop(exact, one))} | {' | '.join(ahead)} |"
+        value = 100 * float(one.mean_ap("map50_95")[0])
+        lost = _words(map_drop(exact, one, "map50_95"))
+        yield f"| {bench.name} | {draw} | {name} | {value:.2f} | {lost} | {' | '.join(ahead)} |"
 
 
 def _words(drop: MapDrop) -> str:

@@ -22,9 +22,11 @@ from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.judge_boxes import BoxJudge, SelectedBoxes
 from edgecnn.quantize.placement import Graph, place
 from edgecnn.quantize.sessions import observe
+from edgecnn.recipe import ScoreSpec
 
 SIZE, CELL, COUNT = 32, 8, 24
 CELLS = SIZE // CELL
+SCORE = ScoreSpec(metric="map50_95")
 SCHEME = Scheme(activations="int8-symmetric", placement="tensorrt")
 
 
@@ -71,7 +73,7 @@ def selected(*, right: bool = True) -> SelectedBoxes:
     boxes = []
     for image in pixels:
         x, y = (int(value) * CELL for value in rng.integers(0, CELLS, 2))
-        image[y : y + CELL, x : x + CELL] = 255
+        image[y : y + CELL, x : x + CELL] = 240
         boxes.append([x, y, x + CELL, y + CELL] if right else [0, 0, 1, 1])
     truth = Boxes(
         np.arange(COUNT + 1), np.asarray(boxes, np.float32), np.zeros(COUNT, np.int64), np.zeros(COUNT, bool),
@@ -80,12 +82,14 @@ def selected(*, right: bool = True) -> SelectedBoxes:
     return SelectedBoxes(Images((pixels,)), truth)
 
 
-def judged(tmp_path: Path, images: SelectedBoxes) -> tuple[BoxJudge, Tools, Graph]:
+def judged(
+    tmp_path: Path, images: SelectedBoxes, score: ScoreSpec = SCORE
+) -> tuple[BoxJudge, Tools, Graph]:  # fmt: skip
     model = detector(tmp_path / "cells.onnx")
     feeder = Feeder(model, CONTRACT, images.images, 8)
     shapes, _ = observe(model, list(feeder.feeds([0])))
     graph = Graph(model, shapes)
-    return BoxJudge(model, CONTRACT, images, SCHEME), Tools(SCHEME, graph, feeder, "minmax", tmp_path), graph
+    return BoxJudge(model, CONTRACT, images, score, SCHEME), Tools(SCHEME, graph, feeder, "minmax", tmp_path), graph
 
 
 def test_a_sound_candidate_loses_nothing_and_a_blind_one_all(tmp_path: Path) -> None:
@@ -100,6 +104,25 @@ def test_a_sound_candidate_loses_nothing_and_a_blind_one_all(tmp_path: Path) -> 
     assert judge.drop(blind).point > 0.5
 
 
+@pytest.mark.parametrize(
+    ("score", "value"),
+    [({}, 1.0), ({"max_detections": 1}, 1.0), ({"confidence": 0.99}, 0.0), ({"metric": "map50", "iou": 0.1}, 1.0)],
+)
+def test_it_judges_as_the_recipe_scores(tmp_path: Path, score: dict[str, float | str], value: float) -> None:
+    spec = ScoreSpec.model_validate({"metric": "map50_95", **score})
+    if not value:  # every box lies below the confidence that the recipe asks
+        with pytest.raises(EdgeError, match="proves nothing"):
+            judged(tmp_path, selected(), spec)
+        return
+    judge, tools, graph = judged(tmp_path, selected(), spec)
+    assert judge.value == pytest.approx(value, abs=0.1)
+    assert judge.spec == spec
+    plain, _, _ = judged(tmp_path, selected())
+    assert (judge.digest == plain.digest) == (spec == SCORE)
+    candidate, _ = first(graph.model, place(graph, SCHEME), tools)
+    assert judge.drop(candidate).point < 0.05
+
+
 def test_a_detector_that_finds_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match="proves nothing"):
         judged(tmp_path, selected(right=False))
@@ -108,6 +131,6 @@ def test_a_detector_that_finds_nothing_is_refused(tmp_path: Path) -> None:
 def test_its_digest_is_of_what_decides(tmp_path: Path) -> None:
     first_judge, _, _ = judged(tmp_path, selected())
     again, _, _ = judged(tmp_path, selected())
-    fewer = BoxJudge(detector(tmp_path / "b.onnx"), CONTRACT, selected(), SCHEME, most=10)
+    fewer = BoxJudge(detector(tmp_path / "b.onnx"), CONTRACT, selected(), SCORE, SCHEME, most=10)
     assert first_judge.digest == again.digest != fewer.digest
     assert fewer.images == 10

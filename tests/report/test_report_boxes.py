@@ -17,6 +17,7 @@ from evidence_folders import CPU, HERE, NO_BOARD, evidence
 from PIL import Image
 
 from edgecnn.backends.cpu import read_cpu
+from edgecnn.baseline_boxes import accuracy_check
 from edgecnn.data.boxes import Boxes
 from edgecnn.data.index import Index, write_index
 from edgecnn.detect import Detections
@@ -24,7 +25,7 @@ from edgecnn.gate import judge
 from edgecnn.recipe import Recipe, ScoreSpec
 from edgecnn.report import as_json, parse_report, write_report
 from edgecnn.report.detection import MOST_IMAGES, changed_images
-from edgecnn.report.evidence import Evidence
+from edgecnn.report.evidence import Evidence, collect_outcomes
 from edgecnn.report.pictures import SIDE, pictures
 from edgecnn.score_boxes import write_detections
 
@@ -127,10 +128,11 @@ def host(**more: Any) -> dict[str, Any]:
     return {"hardware": read_cpu().name, "preprocess": step, "nms": {**step, "p50_ms": 0.5, "confidence": 0.25}, **more}
 
 
-def recipe() -> Recipe:
+def recipe(metric: str = "map50_95", **budgets: float) -> Recipe:
     return Recipe.model_validate({
         "name": "cells", "task": "detect", "data": {"format": "yolo", "root": "data.yaml"}, "device": "cpu-x86",
-        "model": {"family": "ultralytics", "name": "yolov8n", "image_size": 64}, "score": {"metric": "map50_95"},
+        "model": {"family": "ultralytics", "name": "yolov8n", "image_size": 64}, "score": {"metric": metric},
+        "budgets": budgets,
     })  # fmt: skip
 
 
@@ -160,6 +162,34 @@ def test_the_page_shows_curves_changed_images_and_the_split(detector: Callable[.
     assert "<blob>" not in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert len(page) < 2_000_000
+
+
+@pytest.mark.parametrize(("metric", "shown", "state"), [("map50", "mAP50", "pass"), ("map50_95", "mAP50-95", "fail")])
+def test_every_figure_and_verdict_is_of_the_recipes_metric(
+    detector: Callable[..., Evidence], metric: str, shown: str, state: str
+) -> None:
+    """INT8's boxes lie 4 pixels off, an overlap of 0.67: nothing is lost at 0.5, most of it above."""
+    made, truth = detector(host(), {"measured": False, "why": "no board"}), truth_of(60)
+    spec = ScoreSpec.model_validate({"metric": metric})
+    for artifact, shift in ((made.reference, 0), (made.before, 0), (made.after, 4)):
+        found = detections(*([([10.0 + shift, 10, 30.0 + shift, 30], 0.9, 0)] for _ in range(60)))
+        write_detections(artifact.path, found, truth, CLASSES, spec, how="x", simulated=False, seconds=1.0)
+    report = judge(recipe(metric, max_accuracy_drop=0.02), CPU, HERE, made)
+    lost = 0.0 if metric == "map50" else 60.0
+    check = next(check for check in report.checks if check.name == "max_accuracy_drop")
+    assert check.state == state
+    assert check.measured == pytest.approx(lost)
+    assert check.detail.startswith(shown)
+    figures = {figure.name: figure for figure in report.figures}
+    for name, value in (("reference_accuracy", 100.0), ("int8_accuracy", 100.0 - lost), ("accuracy_drop", lost)):
+        assert figures[name].value == pytest.approx(value)
+        assert figures[name].title.startswith(shown)
+    assert figures["drop_small"].value == pytest.approx(lost)
+    assert report.classes[0].int8_accuracy == pytest.approx(100.0 - lost)
+    kept = collect_outcomes(made.reference.path, made.before.path, made.after.path, made.data.path)
+    against = {**kept, **{key.replace("reference", "int8"): kept[key] for key in kept if key.startswith("reference")}}
+    regression = accuracy_check(against, kept, metric, 0.02)
+    assert (regression.state, regression.measured) == (state, pytest.approx(lost))
 
 
 def test_where_the_engine_ran_elsewhere_nothing_is_added_up(detector: Callable[..., Evidence]) -> None:

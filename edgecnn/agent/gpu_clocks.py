@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from edgecnn.agent.programs import ask, find, order
+from edgecnn.agent.programs import ask, find
 from edgecnn.agent.protocol import Refusal
-from edgecnn.agent.sensors import text
+from edgecnn.agent.root import RESET_GPU, clocks_file, order
 
-DESKTOP = "nvidia-smi"
-
-
-def store(file: Path) -> None:
-    """Write down what is to be restored. The driver doesn't tell an earlier lock; its restoring is to have none."""
-    if _desktop():
-        file.write_text(DESKTOP)
-    else:
-        order("jetson_clocks", "--store", str(file))
+DESKTOP, JETSON = "nvidia-smi", "jetson_clocks"
 
 
-def lock() -> None:
-    """Hold the clocks at their highest.
+def store() -> str:
+    """Keep what is to be restored; returns by which program `restore` does it.
+
+    The driver doesn't tell an earlier lock; its restoring is to have none.
 
     Raises:
         Refusal: there is no program for it, it may not be used, or it failed.
     """
-    if not _desktop():
-        order("jetson_clocks")
+    if find(JETSON) is None and find(DESKTOP) is not None:
+        return DESKTOP
+    order(JETSON, "--store", str(clocks_file()), answer="y")  # over what an earlier job left, which was restored
+    if not clocks_file().is_file():
+        raise Refusal(
+            "refused", f"jetson_clocks did not store the clocks in {clocks_file()}", "leave out --lock-clocks"
+        )
+    return JETSON
+
+
+def lock(program: str) -> None:
+    """Hold the clocks at their highest.
+
+    Raises:
+        Refusal: see `store`.
+    """
+    if program == JETSON:
+        order(JETSON)
         return
     highest = ask(DESKTOP, "--id=0", "--query-gpu=clocks.max.graphics", "--format=csv,noheader,nounits").strip()
     if not highest.isdigit():
@@ -34,17 +42,13 @@ def lock() -> None:
     order(DESKTOP, "--id=0", f"--lock-gpu-clocks={highest},{highest}")
 
 
-def restore(file: Path) -> None:
-    """Bring the clocks back to what `store` wrote down.
+def restore(program: str) -> None:
+    """Bring the clocks back to what `store` kept.
 
     Raises:
         Refusal: it failed.
     """
-    if text(file) == DESKTOP:  # jetson_clocks' own file may be root's alone to read
-        order(DESKTOP, "--id=0", "--reset-gpu-clocks")
+    if program == DESKTOP:
+        order(*RESET_GPU)
     else:
-        order("jetson_clocks", "--restore", str(file))
-
-
-def _desktop() -> bool:
-    return find("jetson_clocks") is None and find(DESKTOP) is not None
+        order(JETSON, "--restore", str(clocks_file()))

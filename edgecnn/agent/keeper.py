@@ -19,9 +19,10 @@ from types import FrameType
 
 from edgecnn import progress
 from edgecnn.agent import gpu_clocks
-from edgecnn.agent.power import PowerMode, find_mode, read_mode, set_mode
+from edgecnn.agent.power import PowerMode, find_mode, read_mode
 from edgecnn.agent.programs import boot_id
 from edgecnn.agent.protocol import Cache, Json, Refusal, answer_of, read_job
+from edgecnn.agent.root import set_mode
 from edgecnn.child import Lines
 from edgecnn.disk import fsync, write_json
 from edgecnn.errors import EdgeError
@@ -31,16 +32,16 @@ STDIN = 0
 
 @dataclass(frozen=True)
 class Before:
-    """What is to be restored: None where nothing was changed. `clocks`: the file of `gpu_clocks`."""
+    """What is to be restored: None where nothing was changed. `clocks`: the program that restores them."""
 
     mode: PowerMode | None
-    clocks: Path | None
+    clocks: str | None
     boot: str
 
     def write(self, note: Path) -> None:
         """Write the note, durable before anything is changed."""
         mode = {"name": self.mode.name, "number": self.mode.number} if self.mode else None
-        write_json(note, {"mode": mode, "clocks": self.clocks.name if self.clocks else None, "boot": self.boot})
+        write_json(note, {"mode": mode, "clocks": self.clocks, "boot": self.boot})
         fsync(note.parent)
 
     @staticmethod
@@ -48,7 +49,7 @@ class Before:
         """From a note."""
         content = json.loads(note.read_text())
         mode = PowerMode(**content["mode"]) if content["mode"] else None
-        clocks = note.with_name(Path(content["clocks"]).name) if content["clocks"] else None
+        clocks = content["clocks"] if content["clocks"] in (gpu_clocks.JETSON, gpu_clocks.DESKTOP) else None
         return Before(mode, clocks, str(content["boot"]))
 
     def restore(self, note: Path) -> None:
@@ -62,10 +63,8 @@ class Before:
             if self.mode is not None and (now is None or now.name != self.mode.name):
                 set_mode(self.mode)
         finally:  # one that can't be set back is no reason to leave the other
-            if self.clocks is not None and self.boot == boot_id() and self.clocks.exists():
+            if self.clocks is not None and self.boot == boot_id():
                 gpu_clocks.restore(self.clocks)
-        if self.clocks is not None:
-            self.clocks.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
 
 
@@ -159,14 +158,12 @@ def _set(job: Json, note: Path) -> Json:
     if mode is not None and before is not None and before.number is None:
         before = find_mode(before.name)
     changed = mode if before is None or mode is None or mode.name != before.name else None
-    clocks = note.with_suffix(".clocks") if job.get("lock_clocks") else None
+    clocks = gpu_clocks.store() if job.get("lock_clocks") else None  # changes nothing yet
     Before(before if changed else None, clocks, boot_id()).write(note)
-    if clocks is not None:
-        gpu_clocks.store(clocks)
     if changed is not None:
         set_mode(changed)
     if clocks is not None:
-        gpu_clocks.lock()
+        gpu_clocks.lock(clocks)
     now = read_mode()
     return {
         "was": before.name if before else "", "set": now.name if now else "", "clocks_locked": clocks is not None

@@ -1,11 +1,11 @@
-"""A Jetson's power modes, as nvpmodel tells and sets them."""
+"""A Jetson's power modes, as nvpmodel tells them."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from edgecnn.agent.programs import ask, find, order, sys_root
+from edgecnn.agent.programs import ask, find, sys_root
 from edgecnn.agent.protocol import Refusal
 
 CURRENT = re.compile(r"^\s*NV Power Mode:\s*(\S+)\s*$(?:\s*^\s*(\d+)\s*$)?", re.MULTILINE)
@@ -66,18 +66,3 @@ def find_mode(name: str) -> PowerMode:
         "refused", f"the board has no power mode `{name}`",
         f"it has {names}" if names else "it has no nvpmodel: leave out --power-mode",
     )  # fmt: skip
-
-
-def set_mode(mode: PowerMode) -> None:
-    """Set it, and see that it took.
-
-    Raises:
-        Refusal: it couldn't be set; one that needs a reboot never is.
-    """
-    order("nvpmodel", "-m", str(mode.number))
-    now = read_mode()
-    if now is None or now.name != mode.name:
-        raise Refusal(
-            "refused", f"power mode {mode.name} did not take: the board is in {now.name if now else 'an unknown mode'}",
-            f"most often it needs a reboot: `sudo nvpmodel -m {mode.number}` on the board, reboot, then run again",
-        )  # fmt: skip

@@ -52,11 +52,16 @@ esac
 JETSON_CLOCKS = """\
 #!/bin/sh
 S={state}
-echo "jetson_clocks $1" >> $S/calls
+echo "jetson_clocks $*" >> $S/calls
 files="{gpu}/min_freq {gpu}/cur_freq {cpu}/scaling_min_freq"
 case "$1" in
 --store)
-  [ -e "$2" ] && echo "File exists" >&2 && exit 1
+  if [ -e "$2" ]; then
+    echo "File $2 already exists. Can I overwrite it? Y/N:"
+    read answer
+    [ "$answer" = y ] || exit 1
+    rm -f "$2"
+  fi
   for f in $files; do echo "$f $(cat $f)"; done > "$2"
   ;;
 --restore)
@@ -101,6 +106,7 @@ class Orin:
         self.env = {"EDGECNN_SYS_ROOT": str(self.root), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
 
     def _files(self) -> None:
+        (self.root / "run").mkdir()
         self.write("proc/device-tree/model", "NVIDIA Jetson Orin Nano Developer Kit\0")
         self.write("proc/device-tree/compatible", "nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0")
         self.write(

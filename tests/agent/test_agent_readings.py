@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +9,6 @@ from orin import TEGRASTATS
 
 from edgecnn.agent.monitor import conditions
 from edgecnn.agent.power import parse_current, parse_modes
-from edgecnn.agent.programs import order
-from edgecnn.agent.protocol import Refusal
 from edgecnn.agent.tegrastats import parse_line
 from edgecnn.agent.timing import Plan, invalid
 from edgecnn.recipe import BenchSpec
@@ -83,23 +79,3 @@ def test_a_run_too_short_for_its_profile_is_not_valid(profile: str, queries: int
     assert "is not known" in invalid(plan, profile, queries, {**found, "watched": False})
     assert (why == "") is valid, why
     assert valid or why.startswith(f"{queries} queries in {seconds:.1f} s, at least ")
-
-
-@pytest.mark.parametrize(
-    ("said", "hint"),
-    [
-        ("sudo: a password is required", "ALL=(root) NOPASSWD: /usr/sbin/nvpmodel, /usr/bin/jetson_clocks`"),
-        ("NVPM ERROR: Error opening /etc/nvpmodel.conf", "Error opening"),
-    ],
-)
-def test_sudo_that_wants_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, hint: str) -> None:
-    for name, script in (("nvpmodel", "exit 0"), ("sudo", f"echo '{said}' >&2; exit 1")):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # no root, whoever runs the tests
-    with pytest.raises(Refusal) as caught:
-        order("nvpmodel", "-m", "2")
-    assert caught.value.kind == "refused"
-    assert "nvpmodel -m 2" in caught.value.message
-    assert hint in caught.value.hint

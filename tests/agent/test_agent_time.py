@@ -18,7 +18,9 @@ from orin import MODES, UNLOCKED, Orin
 
 from edgecnn.agent import sampler, timing
 from edgecnn.agent.monitor import Monitor
+from edgecnn.agent.power import read_modes
 from edgecnn.agent.programs import find
+from edgecnn.agent.root import jetson_commands
 from edgecnn.backends import TensorInfo
 from edgecnn.io_contract import read_contract
 from edgecnn.recipe import BenchSpec
@@ -145,7 +147,11 @@ def test_a_throttled_run_is_not_valid(home: AgentHome, orin: Orin, tmp_path: Pat
 POWER = {"power_mode": "MAXN_SUPER", "lock_clocks": True}
 
 
-def test_power_mode_and_clocks_after_success(home: AgentHome, orin: Orin, tmp_path: Path) -> None:
+def test_power_mode_and_clocks_after_success(
+    home: AgentHome, orin: Orin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = orin.root / f"run/edgecnn-{os.geteuid()}.clocks"
+    stored.write_text("of an earlier job\n")
     spec = SPEC.model_copy(update={"min_seconds": 1.0, "max_seconds": 1.2}).model_dump(mode="json")
     result = home.result("time", **{**time_job(home, tmp_path, **POWER), "spec": spec})
     found = result["conditions"]
@@ -154,8 +160,12 @@ def test_power_mode_and_clocks_after_success(home: AgentHome, orin: Orin, tmp_pa
     assert found["gpu_mhz"] == {"min": 1020.0, "median": 1020.0, "max": 1020.0}
     assert result["restored"] is True
     assert orin.calls == [
-        "jetson_clocks --store", "nvpmodel -m 2", "jetson_clocks ", "nvpmodel -m 0", "jetson_clocks --restore"
+        f"jetson_clocks --store {stored}", "nvpmodel -m 2", "jetson_clocks ", "nvpmodel -m 0",
+        f"jetson_clocks --restore {stored}",
     ]  # fmt: skip
+    monkeypatch.setenv("EDGECNN_SYS_ROOT", str(orin.root))
+    granted = {" ".join(one) for one in jetson_commands(read_modes())}
+    assert {call.strip() for call in orin.calls} <= granted
     assert_restored(home, orin)
 
 

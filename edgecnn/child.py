@@ -1,9 +1,9 @@
 """Work in a child process, so that a crash or an out-of-memory there is an error here, never a dead tool.
 
 Protocol: the child is `python -m MODULE JOB.json`. On stdout it prints one JSON object a line: progress
-({"task", "done", "total", "text"}), notes ({"note"}), and last {"result"}, {"error", "hint"} or {"full_disk": path}.
-Everything it prints to stderr is kept as its log. Its stdin is a pipe from the parent: when that closes, the parent is
-gone and the child ends.
+({"task", "done", "total", "text"}), notes ({"note"}), and last {"result"}, {"error", "hint"}, {"full_disk": path} or,
+of an exception that nobody foresaw, {"fault", "trace"}. Everything it prints to stderr is kept as its log. Its stdin is
+a pipe from the parent: when that closes, the parent is gone and the child ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from edgecnn import progress
 from edgecnn.disk import is_full
-from edgecnn.errors import EdgeError
+from edgecnn.errors import EdgeError, InternalError
 
 Json = dict[str, Any]
 
@@ -41,7 +41,8 @@ def run_child(
         env: variables added to the child's environment.
 
     Raises:
-        EdgeError: the child reported an error, was killed (out of memory is named), or ended without a result.
+        EdgeError: the child reported an error, or was killed (out of memory is named).
+        InternalError: an exception that nobody foresaw, with its traceback there, or an end without a result.
         OSError: ENOSPC, the disk was full there.
     """
     job_file = log.with_suffix(".job.json")
@@ -71,6 +72,10 @@ def run_child(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), answer["full_disk"])
     if answer and "error" in answer:
         raise EdgeError(answer["error"], answer.get("hint", ""))
+    if answer and "fault" in answer:
+        raise InternalError(answer["fault"], answer["trace"])
+    if code >= 0:
+        raise InternalError(f"`{module}` ended with code {code} and no result", _tail(log))
     raise EdgeError(_ending(module, code), f"the end of its log:\n{_tail(log)}")
 
 
@@ -126,9 +131,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 def _ending(module: str, code: int) -> str:
     if code == -signal.SIGKILL:
         return f"`{module}` was killed (signal 9): most often the machine ran out of memory"
-    if code < 0:
-        return f"`{module}` crashed with {signal.Signals(-code).name}"
-    return f"`{module}` ended with code {code} and no result"
+    return f"`{module}` crashed with {signal.Signals(-code).name}"
 
 
 def _tail(log: Path, lines: int = 12) -> str:
@@ -201,8 +204,8 @@ def serve(work: Callable[[Json], Json]) -> None:
         elif "out of memory" in str(error).lower():
             lines.send(error=f"out of memory: {text}", hint="lower the batch or the image size")
         else:
-            trace = "".join(traceback.format_exception(error)[-3:])
-            lines.send(error=f"`{Path(sys.argv[0]).stem}` failed: {text}", hint=f"where:\n{trace.strip()}")
+            trace = error.trace if isinstance(error, InternalError) else ""
+            lines.send(fault=text, trace=f"{trace}\n{''.join(traceback.format_exception(error))}".strip())
     else:
         lines.send(result=result)
     with contextlib.suppress(OSError):

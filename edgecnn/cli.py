@@ -1,21 +1,20 @@
-"""The commands: parse, call, print. The one error border. Imports nothing heavy at start."""
+"""The commands: parse, call, print. Imports nothing heavy at start."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from edgecnn.cli_bench import bench
+from edgecnn.cli_border import run
 from edgecnn.cli_devices import devices
 from edgecnn.cli_options import (
     AsJson,
     Hosts,
     InputText,
-    Interrupted,
     Links,
     LockClocks,
     PowerMode,
@@ -33,7 +32,7 @@ app = typer.Typer(
     name="edgecnn", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Turn a CNN, a dataset and the name of a device into an INT8 model proved on that device.",
     epilog="Exit codes: 0 pass, 1 a budget failed or a regression, 2 bad input, 3 incomplete or not enough evidence,"
-    " 130 Ctrl-C.",
+    " 70 a fault of edgecnn itself, 130 Ctrl-C.",
 )  # fmt: skip
 app.add_typer(devices, name="devices")
 
@@ -258,46 +257,17 @@ def clean(
     as_json: AsJson = False,
 ) -> None:
     """Bound the store: drop the stages used longest ago."""
-    from edgecnn.commands import store_root
+    from edgecnn.disk import cache_root
     from edgecnn.store_clean import clean as clean_store
 
-    result = clean_store(store_root(), max_bytes=int(max_gb * 1e9))
+    result = clean_store(cache_root(), max_bytes=int(max_gb * 1e9))
     text = f"dropped {result.dropped} stages, freed {result.freed_mb:.1f} MB; kept {result.kept_mb:.1f} MB"
     _print(as_json, result.document(), text)
 
 
 def main() -> NoReturn:
-    """Run the command line; every EdgeError becomes one message and exit code 2, Ctrl-C 130."""
-    try:
-        app()
-    except EdgeError as error:
-        _refuse(error)
-    except (KeyboardInterrupt, Interrupted):
-        print("\ninterrupted: finished stages are kept; the same command continues", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
-    except OSError as error:
-        import tempfile
-
-        from edgecnn.disk import DENIED, FULL, as_edge_error, full_disk
-
-        doing, path = f"`edgecnn {' '.join(sys.argv[1:2])}`", Path(error.filename or tempfile.gettempdir())
-        if error.errno in FULL:
-            _refuse(full_disk(f"running {doing}", path, path.parent))
-        if error.errno in DENIED:
-            _refuse(as_edge_error(error, doing))
-        raise  # a mistake of ours keeps its trace
-    sys.exit(0)
-
-
-def _refuse(error: EdgeError) -> NoReturn:
-    print(f"error: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"\nhint: {error.hint}", file=sys.stderr)
-    if "--json" in sys.argv:
-        print(json.dumps({"error": error.message, "hint": error.hint}))
-    sys.exit(2)
+    """Run the command line and end the process."""
+    run(app)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgecnn.cli_border import Interrupted
+from edgecnn.errors import printable
+
 if TYPE_CHECKING:
     from edgecnn.hosts import Boards
 
@@ -58,11 +61,7 @@ def timing_sets(power_mode: str | None, lock_clocks: bool, section: str = "bench
 
 def print_result(as_json: bool, document: object, text: str) -> None:
     """Print the document for a program, or the text for a person."""
-    print(json.dumps(document, indent=1) if as_json else text)
-
-
-class Interrupted(BaseException):
-    """Ctrl-C, in a form that the command framework passes on."""
+    print(json.dumps(document, indent=1) if as_json else printable(text))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecnn.disk import cache_root
 from edgecnn.errors import EdgeError
 from edgecnn.hosts import HERE, Boards
 from edgecnn.needs import Need, check_library_names, check_writable, needs, refuse
@@ -37,11 +38,6 @@ class Summary:
 
     document: dict[str, Any]
     text: str
-
-
-def store_root() -> Path:
-    """The store: EDGECNN_CACHE, else ~/.cache/edgecnn."""
-    return Path(os.environ.get("EDGECNN_CACHE") or "~/.cache/edgecnn").expanduser().absolute()
 
 
 def build_recipe(
@@ -73,7 +69,7 @@ def build_recipe(
     check_library_names(loaded, lambda: _rehearsed(loaded, target))
     # For the child processes that load weights; a later build of the same program starts untrusting again.
     os.environ["EDGECNN_TRUST_WEIGHTS"] = "1" if trust_weights else "0"
-    store = Store(store_root(), recipe=loaded.name, until=until, remeasure=remeasure)
+    store = Store(cache_root(), recipe=loaded.name, until=until, remeasure=remeasure)
     try:
         report, evidence = build(loaded, target, store)
         compiled = [compile_beside(loaded, name, store) for name in loaded.compile_for]
@@ -114,7 +110,7 @@ def plan_recipe(
 def _rehearsed(recipe: Recipe, target: Target) -> list[Decision]:
     from edgecnn.pipeline import build, compile_beside
 
-    store = Store(store_root(), recipe=recipe.name, rehearse=True)
+    store = Store(cache_root(), recipe=recipe.name, rehearse=True)
     with contextlib.suppress(Stopped):
         build(recipe, target, store)
     for name in recipe.compile_for:

@@ -16,6 +16,37 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 SCARCE = 1 << 20  # bytes
 
 
+def user_path(text: str) -> Path:
+    """A path as a person writes it, with `~` resolved; it need not exist.
+
+    Raises:
+        EdgeError: no file can have this name, or nobody knows whose home `~` is.
+    """
+    if "\0" in text:
+        raise EdgeError(f"{text!r} is not a path: it holds a NUL byte", "correct the path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise EdgeError(
+            f"there is no home folder for `{Path(text).parts[0]}` in `{text}`", "write the path in full, or set HOME"
+        ) from error
+
+
+def cache_root() -> Path:
+    """The store's folder: EDGECNN_CACHE, else ~/.cache/edgecnn.
+
+    Raises:
+        EdgeError: EDGECNN_CACHE isn't set, and there is no home folder.
+    """
+    given = os.environ.get("EDGECNN_CACHE")
+    try:
+        return user_path(given or "~/.cache/edgecnn").absolute()
+    except EdgeError as error:
+        raise EdgeError(
+            f"no folder for the store: {error.message}", "set EDGECNN_CACHE to a folder with some GB free"
+        ) from error
+
+
 def clear_but_resume(out: Path) -> None:
     """Empty a stage's folder (made when missing) except for `resume/`."""
     with contextlib.suppress(OSError):

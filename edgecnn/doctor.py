@@ -17,6 +17,7 @@ from edgecnn.backends import openvino, rtx_gpus, trt
 from edgecnn.backends.cpu import Cpu, read_cpu
 from edgecnn.backends.gpu import Gpu, list_gpus
 from edgecnn.device import DeviceProfile
+from edgecnn.disk import cache_root
 from edgecnn.target import is_device
 from edgecnn.versions import installed_version
 
@@ -41,10 +42,6 @@ class Finding:
     state: State
     detail: str
     fix: str = ""
-
-
-def _store_root() -> Path:
-    return Path(os.environ.get("EDGECNN_CACHE") or "~/.cache/edgecnn").expanduser().absolute()
 
 
 def _requirements() -> tuple[str, ...]:
@@ -74,7 +71,7 @@ class Here:
     gpus: tuple[Gpu, ...] = field(default_factory=list_gpus)
     has_driver: bool = field(default_factory=lambda: shutil.which("nvidia-smi") is not None)
     is_jetson: bool = field(default_factory=lambda: Path("/etc/nv_tegra_release").exists())
-    store: Path = field(default_factory=_store_root)
+    store: Path = field(default_factory=cache_root)
 
     def tensorrt(self, name: trt.Name) -> str | None:
         """Version of a TensorRT, None where its module is absent."""

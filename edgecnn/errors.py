@@ -1,4 +1,4 @@
-"""The one error that users see."""
+"""What users see when something is wrong: their input (EdgeError) or edgecnn itself (InternalError)."""
 
 from __future__ import annotations
 
@@ -16,3 +16,25 @@ class EdgeError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class InternalError(Exception):
+    """A fault of edgecnn's own, never of what it was given; not an EdgeError, so that nothing takes it for bad input.
+
+    The CLI writes the traceback to a file, says where in one line, and exits with code 70, as on any other exception
+    that nobody foresaw. `trace`: the traceback of the process it happened in, where that was another one.
+    """
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.trace = trace
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what would steer it (escape sequences, bells, turned writing) is spelled out, as \\x1b."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode("ascii") for one in text
+    )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgecnn.disk import user_path
 from edgecnn.errors import EdgeError
 from edgecnn.recipe_file import load_recipe, nearest_hint, packed
 
@@ -54,7 +55,7 @@ def ask_and_write(path: Path | None, *, task: str | None, data: str | None, devi
 def _look(data: str) -> _Found:
     if data == "digits":
         return _Found("digits", 16, "gray", 1797)
-    root = Path(data).expanduser()
+    root = user_path(data)
     if not root.exists():
         raise EdgeError(
             f"no data at `{root}`", "give an image folder, a label table (.csv, .tsv), an .npz file, or digits"
@@ -141,4 +142,4 @@ budgets:
 def _relative(data: str, path: Path) -> str:
     import os
 
-    return os.path.relpath(Path(data).expanduser().absolute(), path.parent.absolute())
+    return os.path.relpath(user_path(data).absolute(), path.parent.absolute())

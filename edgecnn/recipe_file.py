@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from edgecnn.device import DeviceProfile
+from edgecnn.disk import user_path
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import Recipe
 from edgecnn.spec import Spec
@@ -84,7 +85,7 @@ def find(kind: str, name: str) -> Path:
     Raises:
         EdgeError: there is no such file; the nearest packed name is offered.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return path
     known = packed(kind)
@@ -190,10 +191,10 @@ def _resolve_paths(source: _Source) -> None:
 
 
 def _beside(here: Path, text: str) -> Path:
-    path = Path(text).expanduser()
+    path = user_path(text)
     candidates = [here / path]
     if os.environ.get("EDGECNN_DATA"):
-        candidates.append(Path(os.environ["EDGECNN_DATA"]).expanduser().resolve() / path)
+        candidates.append(user_path(os.environ["EDGECNN_DATA"]).resolve() / path)
     for candidate in candidates:
         if candidate.exists():
             return candidate.resolve()

@@ -15,6 +15,7 @@ import asyncssh
 
 from edgecnn.board.limits import LinkLimits
 from edgecnn.board.shell import Unreachable
+from edgecnn.disk import user_path
 from edgecnn.errors import EdgeError
 
 # Fastest first: hardware does AES on every board (Jetson's default, chacha20, halved the throughput measured).
@@ -118,7 +119,7 @@ def _identities(options: asyncssh.SSHClientConnectionOptions) -> list[str] | Non
 
     Of a key that only the agent or a token has, the public half names which one is meant.
     """
-    named = [Path(name).expanduser() for name in cast("list[str]", options.config.get("IdentityFile", []))]
+    named = [user_path(name) for name in cast("list[str]", options.config.get("IdentityFile", []))]
     if all(path.is_file() for path in named):
         return None
     there = [path if path.is_file() else path.with_name(f"{path.name}.pub") for path in named]
@@ -151,7 +152,7 @@ def _known_hosts(options: asyncssh.SSHClientConnectionOptions) -> tuple[list[str
     """
     user = cast("list[str]", options.config.get("UserKnownHostsFile", USER_KNOWN_HOSTS))  # empty for `none`
     everyone = cast("list[str]", options.config.get("GlobalKnownHostsFile", GLOBAL_KNOWN_HOSTS))
-    files = [Path(name).expanduser() for name in (*user, *everyone)]
+    files = [user_path(name) for name in (*user, *everyone)]
     return [str(file) for file in files if file.is_file()] or ["/dev/null"], user[0] if user else USER_KNOWN_HOSTS[0]
 
 

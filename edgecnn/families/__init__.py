@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgecnn.disk import user_path
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import FamilyName, ModelSpec
 
@@ -137,7 +138,7 @@ ULTRALYTICS_RELEASE = "https://github.com/ultralytics/assets/releases/download/v
 
 def fetched_file(name: str) -> Path:
     """Where torch keeps a weights file that it fetched; needs no torch."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints" / name
 
 

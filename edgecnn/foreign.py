@@ -72,11 +72,11 @@ def quantize_foreign(
         made = Path(scratch, "quantize")
         made.mkdir()
         if contract is not None:
-            pixels, selected = (
+            pixels, selected, held = (
                 share_out_boxes(boxes, contract, spec, promise) if boxes else share_out(data, contract, spec, promise)
             )
             quantize_model(
-                made, spec, target.scheme, model, pixels, contract, promise=promise, selected=selected,
+                made, spec, target.scheme, model, pixels, contract, promise=promise, selected=selected, held=held,
                 kernels=kernels(target.scheme, target.facts), folder=out / ".climb" if selected else made / "resume",
             )  # fmt: skip
         elif feeds is not None:
@@ -116,8 +116,9 @@ def _text(document: dict[str, Any], written: list[Path]) -> str:
     record = document["quantize"]
     coverage, sizes = record["coverage"], document["size_mb"]
     lines = [
+        *(f"WARNING: {warning}" for warning in record["warnings"]),
         f"INT8 coverage  {coverage['macs']:.1%} of MACs, {coverage['activation_bytes']:.1%} of activation bytes",
-        f"SQNR           {record['sqnr_db']:.1f} dB (outputs, calibration images, float simulation)",
+        _sqnr_text(record),
         f"size           {sizes['float']:.2f} → {sizes['int8']:.2f} MB",
         *(f"{'passed' if c['passed'] else 'refused'}         {c['name']}" for c in document["checks"]),
         *([document["note"]] if document["note"] else []),
@@ -125,6 +126,17 @@ def _text(document: dict[str, Any], written: list[Path]) -> str:
         *(f"wrote {path}" for path in written),
     ]
     return "\n".join(lines)
+
+
+def _sqnr_text(record: dict[str, Any]) -> str:
+    """What the outputs keep, and over which images."""
+    images = f"{record['compared_images']:,} {'other images' if record['compared_held'] else 'calibration images'}"
+    parts = []
+    if record["sqnr_db"] is not None:
+        parts.append(f"{record['sqnr_median_db']:.1f} dB median image, {record['sqnr_db']:.1f} dB pooled")
+    if record["agreement"] is not None:
+        parts.append(f"same answer {100 * record['agreement']:.1f} %")
+    return f"SQNR           {', '.join(parts) or 'not told'} (outputs, {images}, float simulation)"
 
 
 def _climb_text(record: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from edgecnn.data.openers import FileImages
 from edgecnn.data.prepare_boxes import annotated
 from edgecnn.decode import Decoder, layout
 from edgecnn.errors import EdgeError
+from edgecnn.foreign_budget import HELD
 from edgecnn.io_contract import IoContract, OutputContract
 from edgecnn.progress import current
 from edgecnn.recipe import DataSpec, Promise, QuantizeSpec
@@ -114,10 +115,11 @@ def _found(model: Path, contract: IoContract, classes: int, decoder: str) -> tup
 
 def share_out_boxes(
     data: tuple[Annotated, str], contract: IoContract, spec: QuantizeSpec, promise: Promise
-) -> tuple[Images, SelectedBoxes | None]:
-    """Calibration images, and with a budget labelled images that judge it, disjoint, each in a seeded order.
+) -> tuple[Images, SelectedBoxes | None, Images | None]:
+    """(calibration images, with a budget labelled images that judge it, others to compare outputs on).
 
-    Training images calibrate. The validation set judges where the dataset declares one, else the training images left.
+    Each in a seeded order. Training images calibrate. The validation set judges where the dataset declares one, else
+    the training images left; the outputs are compared on what judges, without a budget on training images left first.
 
     Raises:
         EdgeError: a budget and no images left to judge it with, corrupt images, or broken labels.
@@ -127,9 +129,11 @@ def share_out_boxes(
     train = random.permutation(np.asarray(found.parts["train"]))
     other = random.permutation(np.asarray(found.parts.get("scored", ())))
     pixels, _ = _read(found, hint, train[: spec.images], contract)
+    left = train[spec.images :]
     if promise.max_accuracy_drop is None:
-        return pixels, None
-    judging = (other if len(other) else train[spec.images :])[: spec.select_images]
+        held = (left if len(left) >= len(other) else other)[:HELD]
+        return pixels, None, _read(found, hint, held, contract)[0] if len(held) else None
+    judging = (other if len(other) else left)[: spec.select_images]
     if not len(judging):
         raise EdgeError(
             f"the dataset has {len(train)} labelled images, and --images {spec.images} of them calibrate: none is left"
@@ -138,7 +142,8 @@ def share_out_boxes(
         )
     from edgecnn.quantize.judge_boxes import SelectedBoxes
 
-    return pixels, SelectedBoxes(*_read(found, hint, judging, contract))
+    shown, boxes = _read(found, hint, judging, contract)
+    return pixels, SelectedBoxes(shown, boxes), shown
 
 
 def _read(found: Annotated, hint: str, numbers: Labels, contract: IoContract) -> tuple[Images, Boxes]:

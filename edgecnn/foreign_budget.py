@@ -17,6 +17,7 @@ from edgecnn.report import State
 if TYPE_CHECKING:
     from edgecnn.quantize.judge import Selected
 
+HELD = 128  # images read beyond those that calibrate, to compare outputs on
 LABELLED = "an image folder with one folder per class, a label table, an .npz with `labels`, or a detector's data.yaml"
 
 
@@ -49,20 +50,23 @@ def promise_of(max_accuracy_drop: float | None, metric: MetricName = "top1") -> 
 
 def share_out(
     data: Path, contract: IoContract, spec: QuantizeSpec, promise: Promise
-) -> tuple[Images, Selected | None]:  # fmt: skip
-    """Calibration images, and with a budget the labelled images that judge it: all in a seeded order, disjoint.
+) -> tuple[Images, Selected | None, Images | None]:
+    """(calibration images, with a budget the labelled images that judge it, others to compare outputs on).
 
-    The first `spec.images` calibrate, the next `spec.select_images` (or what there is) select.
+    All in a seeded order. The first `spec.images` calibrate, the next judge, `spec.select_images` or what there is; the
+    outputs are compared on what does not calibrate.
 
     Raises:
         EdgeError: a budget, and no labels or no images left to select with.
     """
     picture = contract.input
     judged = promise.max_accuracy_drop is not None
-    limit = spec.images + spec.select_images if judged else spec.images
+    limit = spec.images + (spec.select_images if judged else HELD)
     pixels, labels = load_images(data, picture.size, picture.channels, picture.fit, limit=limit, seed=0)
+    (shard,) = pixels.shards
+    calibrating, others = Images((shard[: spec.images],)), Images((shard[spec.images :],))
     if not judged:
-        return pixels, None
+        return calibrating, None, others
     if labels is None:
         raise EdgeError(
             f"--max-accuracy-drop needs labels, and `{data}` has none", f"give {LABELLED}, or leave the budget out"
@@ -75,8 +79,7 @@ def share_out(
         )
     from edgecnn.quantize.judge import Selected
 
-    (shard,) = pixels.shards
-    return Images((shard[: spec.images],)), Selected(Images((shard[spec.images :],)), labels[spec.images :])
+    return calibrating, Selected(others, labels[spec.images :]), others
 
 
 def verdict_of(record: dict[str, Any]) -> tuple[State | None, str]:

@@ -39,6 +39,25 @@ class Bounds:
     upper: float
 
 
+EXACT_DB = 200.0  # what an output without any noise counts as, and with endless noise its negative
+
+
+@dataclass(frozen=True)
+class Sqnr:
+    """Signal over quantization noise in dB over `images`: what every SQNR of a model's outputs here means.
+
+    Attributes:
+        pooled: of the powers summed over the images; a few with large noise decide it.
+        median: of the images' own; what a usual image has.
+        lowest: of the images' own.
+    """
+
+    pooled: float
+    median: float
+    lowest: float
+    images: int
+
+
 # --- proportions on the same images ---
 
 
@@ -216,3 +235,38 @@ def _block_bootstrap(values: Floats, quantile: float, block: int, resamples: int
         found.append(np.quantile(values[chosen], quantile, axis=1))
     lower, upper = np.quantile(np.concatenate(found), [0.05, 0.95])
     return float(lower), float(upper)
+
+
+def decibel(signal: float, noise: float) -> float:
+    """10 log10(signal / noise); EXACT_DB without noise, its negative with endless noise, 0 with noise and no signal."""
+    if noise <= 0.0:
+        return EXACT_DB
+    if noise == math.inf:
+        return -EXACT_DB
+    return 10.0 * (math.log10(signal) - math.log10(noise)) if signal > 0.0 else 0.0
+
+
+def powers(want: NDArray[Any], got: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Sums of squares (N,) of an output (N, …) and of its error, image by image.
+
+    Nothing of what is no number to compare: indices, truths, places where float itself is not finite. An output of
+    another shape (kept boxes) counts as lost; a value that is not finite in `got` alone as endless noise.
+    """
+    if want.dtype.kind != "f":
+        return np.zeros(len(want)), np.zeros(len(want))
+    known = np.isfinite(want)
+    wide = np.where(known, want, 0.0).astype(np.float64).reshape(len(want), -1)
+    signal = np.einsum("ij,ij->i", wide, wide)
+    if want.shape != got.shape:
+        return signal, signal
+    error = np.where(known, got, 0.0).astype(np.float64).reshape(wide.shape) - wide
+    noise = np.einsum("ij,ij->i", error, error)
+    return signal, np.where(np.isfinite(noise), noise, np.inf)
+
+
+def sqnr(signal: ArrayLike, noise: ArrayLike) -> Sqnr:
+    """Of the images' powers (N,), N at least 1."""
+    pairs = list(zip(np.atleast_1d(signal).tolist(), np.atleast_1d(noise).tolist(), strict=True))
+    own = [decibel(one, other) for one, other in pairs]
+    pooled = decibel(math.fsum(one for one, _ in pairs), math.fsum(other for _, other in pairs))
+    return Sqnr(pooled, float(np.median(own)), min(own), len(own))

@@ -133,7 +133,7 @@ def test_the_layouts_agree(desk: Path) -> None:
     for name in LAYOUTS:
         model = desk / f"{name}.onnx"
         contract = as_detector(model, contract_of(model, "range=1", "letterbox"), found[0].classes, name)
-        pixels, _ = share_out_boxes(found, contract, QuantizeSpec(images=3), Promise())
+        pixels, _, _ = share_out_boxes(found, contract, QuantizeSpec(images=3), Promise())
         (raw,) = onnxruntime.InferenceSession(model).run(None, contract.feed(pixels.batch(0, 1)))
         decoded.append(decode(name, raw[0], 1, (SIZE, SIZE)))
     for boxes, scores in decoded[1:]:
@@ -147,7 +147,7 @@ def test_calibrating_and_judging_images_are_disjoint(desk: Path, tmp_path: Path)
     spec, promise = QuantizeSpec(images=20), Promise(max_accuracy_drop=0.01)
     found = labelled_boxes(desk / "data.yaml")
     assert found is not None
-    pixels, selected = share_out_boxes(found, contract, spec, promise)
+    pixels, selected, _ = share_out_boxes(found, contract, spec, promise)
     assert selected is not None
     assert (len(pixels), len(selected.images), len(selected.boxes)) == (20, 60, 60)
     whole = {image.tobytes() for images in (pixels, selected.images) for image in images.batch(0, 80)}
@@ -162,9 +162,10 @@ def test_calibrating_and_judging_images_are_disjoint(desk: Path, tmp_path: Path)
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [dot]\n")
     found = labelled_boxes(tmp_path / "data.yaml")
     assert found is not None
-    _, selected = share_out_boxes(found, contract, spec, promise)
+    _, selected, held = share_out_boxes(found, contract, spec, promise)
     assert selected is not None
     assert selected.boxes.sizes.tolist() == [[20, 30]]
+    assert held is selected.images
 
 
 def test_a_coco_file_judges_as_the_yolo_file_does(desk: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def quantize(
     network = Network(student.model, student.train, images, data.path, trained.path, spec.qat)
     quantize_model(
         out, spec, scheme, model, data_room.images(data.path, "calibrate"), contract, promise=promise,
-        selected=selected, kernels=kernels, network=network,
+        selected=selected, held=data_room.images(data.path, "select"), kernels=kernels, network=network,
     )  # fmt: skip
 
 
@@ -94,8 +94,9 @@ def suppress(out: Path, spec: SuppressSpec, model: Artifact) -> None:
 def quantize_model(
     out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource | NamedArrays,
     contract: IoContract | None, *,
-    promise: Promise | None = None, selected: Selected | SelectedBoxes | None = None, kernels: str = "",
-    network: Network | None = None, folder: Path | None = None,
+    promise: Promise | None = None, selected: Selected | SelectedBoxes | None = None,
+    held: ImageSource | NamedArrays | None = None, kernels: str = "", network: Network | None = None,
+    folder: Path | None = None,
 ) -> None:  # fmt: skip
     """Quantize any float ONNX; torch is needed only by the learned rungs of a climb.
 
@@ -107,6 +108,8 @@ def quantize_model(
         contract: what the model's input means; None with arrays, which no budget can be judged on.
         promise: the accuracy budget, which the ladder is climbed for; None: no budget, ranges alone.
         selected: labelled images that judge it, disjoint from `images`.
+        held: further images, on which the outputs are compared at the end, if `images` has too few past
+            `spec.images`.
         kernels: name of the CPU whose own INT8 kernels judge; '': the float simulation.
         network: what the qat rung trains; None: there is none.
         folder: where a killed climb continues, removed at the end; default `out/resume`.
@@ -119,8 +122,8 @@ def quantize_model(
     from edgecnn.quantize.model import quantize_file
 
     quantize_file(
-        out, spec, scheme, model, images, contract, promise=promise or Promise(), selected=selected, kernels=kernels,
-        network=network, folder=folder or out / "resume",
+        out, spec, scheme, model, images, contract, promise=promise or Promise(), selected=selected, held=held,
+        kernels=kernels, network=network, folder=folder or out / "resume",
     )  # fmt: skip
 
 

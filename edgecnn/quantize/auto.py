@@ -24,6 +24,7 @@ from edgecnn.quantize.ranges import METHODS, Grid, Method, activation_grid, acti
 from edgecnn.quantize.rewrite import Grids
 from edgecnn.quantize.sessions import expose, open_session, run_each
 from edgecnn.quantize.swap import simulations
+from edgecnn.stats import decibel, powers
 
 # Images for the error per tensor and for the comparison of whole models, at 224 x 224; of smaller images, which hold
 # fewer values each, as many more, up to MOST: on 32 x 32 images 32 of them choose ranges that fit only those 32.
@@ -105,18 +106,8 @@ def signal_and_noise(want: np.ndarray, got: np.ndarray) -> tuple[float, float]:
 
     An output whose shape depends on the data (kept boxes) and differs counts as lost.
     """
-    if want.dtype.kind != "f":
-        return 0.0, 0.0
-    wide = want.astype(np.float64)
-    signal = float(np.square(wide).sum())
-    return signal, float(np.square(wide - got).sum()) if want.shape == got.shape else signal
-
-
-def decibel(signal: float, noise: float) -> float:
-    """10 log10(signal / noise); 200 where there is no noise, 0 where there is no signal."""
-    if noise <= 0.0:
-        return 200.0
-    return 10.0 * math.log10(signal / noise) if signal > 0.0 else 0.0
+    signal, noise = powers(want[None], got[None])
+    return float(signal[0]), float(noise[0])
 
 
 def _measured(

@@ -21,12 +21,13 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.metrics import METRICS
 from edgecnn.progress import track
-from edgecnn.quantize.auto import decibel, signal_and_noise
+from edgecnn.quantize.auto import signal_and_noise
 from edgecnn.quantize.calibrate import Feeder, ImageSource
 from edgecnn.quantize.candidate import Candidate, Drop
 from edgecnn.quantize.judging import Judging
 from edgecnn.quantize.sessions import Feeds, open_session, run, run_each
 from edgecnn.recipe import MetricName
+from edgecnn.stats import decibel
 
 _PIXELS = 4 * 224 * 224  # of one inference: what a core's caches and memory take well
 _MOST = 64  # images in one inference

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
-
-import onnx_ir as ir
 
 from edgecnn import progress
 from edgecnn.device import Scheme
@@ -15,13 +12,14 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Feeder, ImageSource, calibrate
-from edgecnn.quantize.candidate import Candidate, Judge, Network, Tools
+from edgecnn.quantize.candidate import Judge, Network, Tools
 from edgecnn.quantize.canonical import TYPED_OPSET, canonical, opset
 from edgecnn.quantize.judge import Selected, SelectJudge
 from edgecnn.quantize.judge_boxes import BoxJudge, SelectedBoxes
 from edgecnn.quantize.ladder import Climb, climb
 from edgecnn.quantize.layers import IMAGES as LAYER_IMAGES
-from edgecnn.quantize.layers import Errors, layer_errors
+from edgecnn.quantize.layers import layer_errors
+from edgecnn.quantize.outputs import told as told_outputs
 from edgecnn.quantize.placement import Graph, place
 from edgecnn.quantize.record import metadata, report
 from edgecnn.quantize.repeats import delivered
@@ -37,7 +35,8 @@ _OBSERVED = 4  # images for shapes and for the extremes of tensors that calibrat
 def quantize_file(
     out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource | NamedArrays,
     contract: IoContract | None, *,
-    promise: Promise, selected: Selected | SelectedBoxes | None, kernels: str, network: Network | None, folder: Path,
+    promise: Promise, selected: Selected | SelectedBoxes | None, held: ImageSource | NamedArrays | None, kernels: str,
+    network: Network | None, folder: Path,
 ) -> None:  # fmt: skip
     """Write model.onnx, typed.onnx (with FP16 islands) and quantize.json under `out`; see `quantize_model`."""
     spec.require_images(len(images))
@@ -80,8 +79,10 @@ def quantize_file(
         (out / "typed.onnx").write_bytes(serialized(halves, told))
         for island in islands:
             progress.current().note(f"stays FP32: {island}")
-    errors = _errors(tools, candidate, quantized, sample)
-    document = {**report(tools, climbed, spec.stop_at, quantized, errors), "float_islands": islands}
+    # Layers against the candidate's own float graph, whose tensors may be scaled; outputs against the given one.
+    layer_db = layer_errors(feeder, Graph(candidate.model, graph.shapes), quantized, sample)
+    outputs = told_outputs(feeder, held, quantized, classes=contract is None or contract.task == "classify")
+    document = {**report(tools, climbed, spec.stop_at, quantized, layer_db, outputs), "float_islands": islands}
     (out / "quantize.json").write_text(json.dumps(document, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -105,13 +106,3 @@ def _bounds(tools: Tools, climbed: Climb, observed: dict[str, float]) -> dict[st
         histograms = calibrate(feeder, list(counted)).histograms
         counted = {name: histogram.bound for name, histogram in histograms.items()}
     return {name: max(observed.get(name, 0.0), counted.get(name, 0.0)) for name in {*observed, *counted}}
-
-
-def _errors(tools: Tools, candidate: Candidate, quantized: ir.Model, sample: list[int]) -> Errors:
-    """Layers against the candidate's own float graph, whose tensors may be scaled; outputs against the given one."""
-    own = candidate.model is tools.graph.model
-    errors = layer_errors(tools.feeder, Graph(candidate.model, tools.graph.shapes), quantized, sample)
-    if own:
-        return errors
-    whole = layer_errors(tools.feeder, tools.graph, quantized, sample)
-    return replace(errors, outputs=whole.outputs, agreement=whole.agreement)

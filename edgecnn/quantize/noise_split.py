@@ -10,18 +10,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
 from edgecnn.device import Scheme
 from edgecnn.progress import track
-from edgecnn.quantize.auto import decibel
+from edgecnn.quantize.auto import signal_and_noise
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.rewrite import Overrides, rewrite
 from edgecnn.quantize.sessions import open_session, run_each
 from edgecnn.quantize.weights import IntegerWeight, integer_weight
+from edgecnn.stats import decibel
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ def sqnr_of(models: Sequence[ir.Model], reference: ir.Model, feeder: Feeder, sam
         outputs = track(run_each(open_session(model, simulate=True), feeds), f"compare {number + 1}", len(feeds))
         for want, got in zip(exact, outputs, strict=True):
             for a, b in zip(want, got, strict=True):
-                signal.append(float(np.square(a.astype(np.float64)).sum()))
-                noise.append(float(np.square(a.astype(np.float64) - b).sum()))
+                one, other = signal_and_noise(a, b)
+                signal.append(one)
+                noise.append(other)
         found.append(decibel(math.fsum(signal), math.fsum(noise)))
     return found
 

@@ -15,7 +15,7 @@ from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.coverage import coverage, macs
 from edgecnn.quantize.ladder import Climb
 from edgecnn.quantize.layers import IMAGES as LAYER_IMAGES
-from edgecnn.quantize.layers import Errors
+from edgecnn.quantize.outputs import Told
 from edgecnn.quantize.placement import LAYERS
 from edgecnn.recipe import RungName
 
@@ -53,8 +53,10 @@ def tensors(candidate: Candidate, scheme: Scheme) -> list[dict[str, Any]]:
     ]
 
 
-def report(tools: Tools, climbed: Climb, stop_at: RungName, quantized: ir.Model, errors: Errors) -> dict[str, Any]:
-    """quantize.json."""
+def report(
+    tools: Tools, climbed: Climb, stop_at: RungName, quantized: ir.Model, layer_db: dict[str, float], told: Told
+) -> dict[str, Any]:
+    """quantize.json; `layer_db`: SQNR of each layer's output by node name."""
     candidate, counted, graph = climbed.candidate, climbed.counted, tools.graph
     counts = {"QuantizeLinear": 0, "DequantizeLinear": 0}
     for node in quantized.graph:
@@ -72,7 +74,7 @@ def report(tools: Tools, climbed: Climb, stop_at: RungName, quantized: ir.Model,
             "macs": macs(node, graph) // counted.batch,
             "int8": name in candidate.placement.int8_layers,
             "why_float": candidate.placement.why_float.get(name),
-            "sqnr_db": errors.layers.get(name),
+            "sqnr_db": layer_db.get(name),
         })  # fmt: skip
     return {
         "scheme": tools.scheme.model_dump(),
@@ -96,7 +98,6 @@ def report(tools: Tools, climbed: Climb, stop_at: RungName, quantized: ir.Model,
         },
         "layers": layers,
         "tensors": tensors(candidate, tools.scheme),
-        "sqnr_db": errors.outputs,
-        "agreement": errors.agreement,
-        "compared_images": min(LAYER_IMAGES, counted.images),
+        "layer_images": min(LAYER_IMAGES, counted.images),
+        **told.as_json(),
     }

@@ -20,7 +20,6 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.progress import track
 from edgecnn.quantize.arrays import NamedArrays
-from edgecnn.quantize.auto import decibel
 from edgecnn.quantize.calibrate import Calibration, Feeder, ImageSource
 from edgecnn.quantize.candidate import Candidate, Tools, first
 from edgecnn.quantize.canonical import canonical
@@ -34,6 +33,7 @@ from edgecnn.quantize.ranges import Grid, activation_grid
 from edgecnn.quantize.sessions import observe
 from edgecnn.quantize.weights import require_finite
 from edgecnn.recipe import QuantizeSpec
+from edgecnn.stats import decibel
 
 ENOUGH = 100  # measured images from which an accuracy says something
 _SHAPED = 2  # images that tell the shapes
@@ -150,7 +150,7 @@ def measured(
     truth = _truth(reference, contract=contract, labels=labels) if contract is not None else None
     quantized = candidate.quantized(scheme)
     whole = reference.noise(quantized, simulate=True)
-    in_place = layer_errors(tools.feeder, graph, quantized, reference.sample[:_WATCHED]).layers
+    in_place = layer_errors(tools.feeder, graph, quantized, reference.sample[:_WATCHED])
     halves = [reference.noise(made(candidate, scheme), simulate=True).mean for made in (only_weights, only_activations)]
     operations = _operations(graph, candidate.placement)
     found = _each(candidate, scheme, reference, operations)

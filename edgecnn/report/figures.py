@@ -39,13 +39,6 @@ def discordant(first: Scores, second: Scores) -> tuple[int, int]:
     return int(np.sum(first.right & ~second.right)), int(np.sum(~first.right & second.right))
 
 
-def logits_sqnr_db(reference: Array, logits: Array) -> float | None:
-    """10·log10(signal power / error power) of logits (N, C), float64; None when they are equal."""
-    clean = reference.astype(np.float64)
-    error = float(np.sum((clean - logits.astype(np.float64)) ** 2))
-    return finite(10 * np.log10(float(np.sum(clean**2)) / error)) if error > 0 else None
-
-
 def class_accuracies(measured: Measured) -> tuple[ClassAccuracy, ...]:
     """Accuracy of every class that has scored images, in percent, reference beside INT8."""
     answers = measured.answers
@@ -160,8 +153,9 @@ def _accuracy(answers: Classified, measured: Measured, float_name: str) -> Itera
     )
     agreement = 100 * float(np.mean(reference.predicted == after.predicted))
     yield _figure("accuracy", "agreement", "Same answer as FP32", agreement, "%", paired)
-    sqnr = logits_sqnr_db(reference.logits, after.logits)
-    yield _figure("accuracy", "logits_sqnr", "SQNR of the logits", sqnr, "dB", paired)
+    sqnr = stats.sqnr(*stats.powers(reference.logits, after.logits))
+    yield _figure("accuracy", "logits_sqnr_median", "SQNR of the logits, median image", sqnr.median, "dB", paired)
+    yield _figure("accuracy", "logits_sqnr", "SQNR of the logits, pooled", sqnr.pooled, "dB", paired)
 
 
 def _quantization(measured: Measured) -> Iterator[Figure]:
@@ -170,9 +164,13 @@ def _quantization(measured: Measured) -> Iterator[Figure]:
     yield _figure("quantization", "coverage_macs", "MACs in INT8", 100 * found.coverage.macs, "%", graph)
     in_int8 = 100 * found.coverage.activation_bytes
     yield _figure("quantization", "coverage_activations", "Activation bytes in INT8", in_int8, "%", graph)
-    calibrated = f"{found.calibration.images:,} calibration images · ranges {found.ranges}"
-    calibration = finite(found.sqnr_db)
-    yield _figure("quantization", "calibration_sqnr", "SQNR of the logits, calibration", calibration, "dB", calibrated)
+    which = "training images that did not calibrate" if found.compared_held else "of the calibration images"
+    compared = f"all outputs · {found.compared_images:,} {which} · float simulation · ranges {found.ranges}"
+    for name, title, value in (
+        ("calibration_sqnr_median", "SQNR when quantized, median image", found.sqnr_median_db),
+        ("calibration_sqnr", "SQNR when quantized, pooled", found.sqnr_db),
+    ):
+        yield _figure("quantization", name, title, finite(value), "dB", compared)
     if found.layers:
         in_float = sum(not layer.int8 for layer in found.layers)
         yield _figure(

@@ -192,7 +192,13 @@ class QuantizeFile(_File):
     calibration: CalibrationPart
     coverage: CoveragePart
     layers: tuple[LayerPart, ...] = ()
-    sqnr_db: float | None = None
+    layer_images: int = 0
+    sqnr_db: float | None = None  # of all outputs, powers of all images summed
+    sqnr_median_db: float | None = None  # of the images' own
+    agreement: float | None = None
+    compared_images: int = 0
+    compared_held: bool = False
+    warnings: tuple[str, ...] = ()
     ladder: tuple[RungPart, ...] = ()
     recovery: RecoveryPart = RecoveryPart()
 

@@ -142,15 +142,19 @@ def test_calibrate_and_select_are_disjoint(tmp_path: Path) -> None:
     images = np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1) * np.ones((1, 8, 8, 3), np.uint8)  # the value names it
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(60) % 3)
     limited = spec(images=20, select_images=30)
-    calibrate, selected = share_out(tmp_path / "data.npz", CONTRACT, limited, Promise(max_accuracy_drop=0.01))
+    calibrate, selected, held = share_out(tmp_path / "data.npz", CONTRACT, limited, Promise(max_accuracy_drop=0.01))
     assert selected is not None
+    assert held is selected.images
     first = {int(image[0, 0, 0]) for image in calibrate.batch(0, 99)}
     others = {int(image[0, 0, 0]) for image in selected.images.batch(0, 99)}
     assert (len(first), len(others), first & others) == (20, 30, set())
     numbers = selected.images.batch(0, 99)[:, 0, 0, 0]
     assert np.array_equal(selected.labels, numbers % 3)
-    alone, none = share_out(tmp_path / "data.npz", CONTRACT, limited, Promise())
+    alone, none, held = share_out(tmp_path / "data.npz", CONTRACT, limited, Promise())
     assert none is None
+    assert held is not None
+    assert not {int(image[0, 0, 0]) for image in held.batch(0, 99)} & first
+    assert len(held) == 40
     assert np.array_equal(alone.batch(0, 99), calibrate.batch(0, 99))
 
 

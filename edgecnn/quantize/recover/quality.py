@@ -16,12 +16,12 @@ import onnx_ir as ir
 
 from edgecnn.progress import track
 from edgecnn.quantize.arrays import NamedArrays
-from edgecnn.quantize.auto import decibel
 from edgecnn.quantize.calibrate import Feeder, ImageSource
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.placement import LAYERS
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
+from edgecnn.stats import decibel
 
 IMAGES = 48  # of 224 x 224; of smaller images as many more, up to MOST
 MOST = 192

@@ -18,33 +18,48 @@ class Scheme(Spec):
 
     section: ClassVar[str] = "scheme"
     activations: Literal["int8-symmetric", "int8-asymmetric", "uint8-asymmetric"]
+    """Number type of activations."""
     weights: Literal["int8-per-channel", "int8-per-channel-7bit"] = "int8-per-channel"
-    # Fewer bits than the INT8 that holds them: a stress test in float simulation, for no engine.
+    """Number type of weights."""
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    """Fewer bits than the INT8 that holds them: a stress test in float simulation, for no engine."""
     activation_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    """As `weight_bits`, of activations."""
     bias: Literal["float", "int32"] = "float"
+    """Number type of biases."""
     islands: Literal["float16", "float32"] = "float32"
+    """Number type of what stays float between INT8 layers."""
     placement: Literal["tensorrt", "onnxruntime", "openvino"]
-    # With whose measured costs onnxruntime's islands are weighed: one that INT8 makes slower there stays float. None:
-    # every layer and operator that has an INT8 kernel gets it.
+    """Whose rules decide where QuantizeLinear and DequantizeLinear stand."""
     costs: Literal["x86-vnni", "x86", "arm64"] | None = None
+    """With whose measured costs onnxruntime's islands are weighed: one that INT8 makes slower there stays float. Left
+    out: every layer and operator that has an INT8 kernel gets it."""
 
 
 class DeviceProfile(Spec):
     """A device file: facts with their source, safe to commit. No host name, no secret."""
 
     section: ClassVar[str] = "device"
-    name: Annotated[str, Field(pattern=FILE_NAME)]  # names folders and engines
+    name: Annotated[str, Field(pattern=FILE_NAME)]
+    """Names folders and engines."""
     backend: BackendName
+    """Engine that runs the model there."""
     architecture: Literal["x86_64", "aarch64"]
-    # CUDA, as "8.7"; several, as "8.6, 8.9", where one engine of TensorRT for RTX is to serve cards of all of them
+    """CPU architecture."""
     compute_capability: str | None = None
+    """CUDA, as "8.7"; several, as "8.6, 8.9", where one engine of TensorRT for RTX is to serve cards of all of them."""
     memory_mb: int | None = None
+    """Memory in MB that the GPU can use."""
     precisions: tuple[Precision, ...]
-    unverified: tuple[Precision, ...] = ()  # built and parsed, never given a speed until measured
-    tensorrt_rules: Literal["10.3"] | None = None  # the table of rules its TensorRT is held to
+    """Number types that the device computes in."""
+    unverified: tuple[Precision, ...] = ()
+    """Precisions that are built and parsed, never given a speed until measured."""
+    tensorrt_rules: Literal["10.3"] | None = None
+    """Table of rules that its TensorRT is held to."""
     scheme: Scheme
+    """How models are quantized for it."""
     source: str
+    """Where these facts come from."""
 
     @property
     def capabilities(self) -> tuple[str, ...]:

@@ -49,14 +49,18 @@ class ExportSpec(Spec):
 
     section: ClassVar[str] = "export"
     input: Literal["uint8-nhwc", "float01-nchw"] = "uint8-nhwc"
+    """Element type and layout of the image input: raw pixels, or 0..1 planes."""
     batch: Literal["dynamic"] | PositiveInt = "dynamic"
+    """Batch dimension of the ONNX file."""
     nms: NmsName = "none"
+    """Where a detector's boxes are suppressed: `none` is numpy, after the engine."""
 
 
 class RecoverSpec(Spec):
     """How far the recovery ladder may climb while the accuracy budget is missed."""
 
     stop_at: RungName = "qat"
+    """Last rung that may be climbed."""
 
 
 class QatSpec(TrainSpec):
@@ -68,10 +72,15 @@ class QatSpec(TrainSpec):
 
     section: ClassVar[str] = "quantize.qat"
     epochs: PositiveInt = 5
+    """Passes over the training images."""
     lr: PositiveFloat = 0.001
+    """Peak learning rate, relative to each weight's channel or step size."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight decay."""
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.1
+    """Epochs over which the learning rate rises to `lr`."""
     distill: DistillSpec | None = DistillSpec(alpha=1.0)
+    """How to learn from the float model."""
 
 
 class QuantizeSpec(Spec):
@@ -79,12 +88,19 @@ class QuantizeSpec(Spec):
 
     section: ClassVar[str] = "quantize"
     precision: Literal["int8"] = "int8"
+    """Number type of quantized layers."""
     images: PositiveInt = 256
+    """Calibration images, the first of those that `data.calibrate` keeps."""
     ranges: RangeMethod = "auto"
-    keep_float: tuple[str, ...] = ()  # node names, exact, that stay float
-    recover: Literal["auto", "off"] | RecoverSpec = "auto"  # auto: every rung, while the accuracy budget is missed
-    select_images: PositiveInt = 5000  # at most so many images of the select split judge a rung
+    """How activation ranges are calibrated; `auto` takes the best of the others, tensor by tensor."""
+    keep_float: tuple[str, ...] = ()
+    """Nodes that stay float, by their exact ONNX names."""
+    recover: Literal["auto", "off"] | RecoverSpec = "auto"
+    """Recovery while the accuracy budget is missed: `auto` every rung, `off` none, or `{stop_at: RUNG}`."""
+    select_images: PositiveInt = 5000
+    """At most so many images of the select split judge a rung."""
     qat: QatSpec = QatSpec()
+    """Quantization-aware training, the last rung."""
 
     @field_validator("recover", mode="before")
     @classmethod
@@ -122,10 +138,15 @@ class ScoreSpec(Spec):
 
     section: ClassVar[str] = "score"
     metric: MetricName = "top1"
+    """What accuracy means: top1 or top5 of a classifier, map50_95 or map50 of a detector."""
     batch: PositiveInt = 64
-    confidence: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001  # boxes at or below it are dropped before suppression
-    iou: Fraction = 0.7  # of two boxes of a class that overlap more, the worse is dropped
-    max_detections: PositiveInt = 300  # on an image
+    """Images per batch while scoring."""
+    confidence: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001
+    """Boxes at or below this score are dropped before suppression; detectors only."""
+    iou: Fraction = 0.7
+    """Of two boxes of a class that overlap more than this, the one of lower score is dropped; detectors only."""
+    max_detections: PositiveInt = 300
+    """Most boxes kept on an image; detectors only."""
 
 
 class SuppressSpec(Spec):
@@ -146,14 +167,23 @@ class BenchSpec(Spec):
 
     section: ClassVar[str] = "bench"
     batch: PositiveInt = 1
-    threads: PositiveInt = 1  # intra-op threads of a CPU engine
+    """Images per timed call."""
+    threads: PositiveInt = 1
+    """Intra-op threads of a CPU engine."""
     warmup_ms: PositiveInt = 200
+    """Milliseconds that each engine runs before it is timed."""
     min_pairs: PositiveInt = 200
+    """Fewest pairs of runs (float, INT8) that are timed."""
     min_seconds: PositiveFloat = 3.0
+    """Shortest timing in seconds."""
     max_seconds: PositiveFloat = 30.0
-    profile: Literal["quick", "mlperf"] | None = None  # raises the three numbers above; None: as they are written
-    power_mode: str | None = None  # by the name that the board's `nvpmodel` gives it
+    """Longest timing in seconds, while a budget is undecided."""
+    profile: Literal["quick", "mlperf"] | None = None
+    """Raises the three numbers above: `quick` 1,024 pairs and 10 s, `mlperf` 1,024 pairs and 600 s."""
+    power_mode: str | None = None
+    """Power mode of a board while it is timed, by the name that its `nvpmodel` gives it; restored."""
     lock_clocks: bool = False
+    """Lock a board's clocks while it is timed; restored."""
 
     def raised(self) -> BenchSpec:
         """With the numbers raised to what the profile asks: 1,024 pairs and 10 s, of mlperf (single stream) 600 s."""
@@ -168,10 +198,14 @@ class Budgets(Spec):
     """Promises that the verdict decides. None: not asked, reported only."""
 
     section: ClassVar[str] = "budgets"
-    max_accuracy_drop: Annotated[float, Field(ge=0.0, lt=0.5)] | None = None  # fraction of 1: 0.010 is one point
+    max_accuracy_drop: Annotated[float, Field(ge=0.0, lt=0.5)] | None = None
+    """Largest accuracy drop of INT8 against float, as a fraction of 1: 0.010 is one point."""
     max_p99_ms: PositiveFloat | None = None
-    min_speedup: PositiveFloat | None = None  # against the device's best float engine
-    max_size_mb: PositiveFloat | None = None  # of the INT8 ONNX file, 10^6 bytes
+    """Largest 99th percentile of INT8 latency, in milliseconds."""
+    min_speedup: PositiveFloat | None = None
+    """Smallest speed-up of INT8 against the device's best float engine."""
+    max_size_mb: PositiveFloat | None = None
+    """Largest INT8 ONNX file, in MB of 10^6 bytes."""
 
 
 class Promise(Spec):
@@ -186,18 +220,31 @@ class Recipe(Spec):
     """One model, one dataset, one device; everything a build may read."""
 
     name: Annotated[str, Field(pattern=FILE_NAME)]
+    """Name of the build; names its folder under runs/."""
     task: Task = "classify"
+    """Labels of whole images, or boxes."""
     data: DataSpec
+    """Labelled images, and how they are split."""
     model: ModelSpec
+    """The network to train and quantize."""
     teacher: TeacherSpec | None = None
+    """A larger network that `train.distill` learns from."""
     train: TrainSpec = TrainSpec()
+    """The training run."""
     export: ExportSpec = ExportSpec()
+    """The ONNX file's input, batch and suppression."""
     quantize: QuantizeSpec = QuantizeSpec()
+    """Calibration and recovery of the INT8 model."""
     score: ScoreSpec = ScoreSpec()
+    """The accuracy metric and its settings."""
     bench: BenchSpec = BenchSpec()
+    """How latency is measured."""
     device: str
+    """Device of the verdict: a name from `edgecnn devices list`, or a device file."""
     compile_for: tuple[str, ...] = ()
+    """Further devices whose engines are compiled or checked beside it; no verdict."""
     budgets: Budgets = Budgets()
+    """What the verdict promises."""
 
     @model_validator(mode="after")
     def _task_agrees(self) -> Recipe:

@@ -22,17 +22,30 @@ class DataSpec(Spec):
 
     section: ClassVar[str] = "data"
     format: DataFormat
+    """What the images and labels are stored as."""
     root: Path | None = None
-    train: str | None = None  # None: everything under root is one pool
-    select: str | None = None  # None: select_fraction of the training images, stratified
-    scored: str | None = None  # None: scored_fraction of the pool, stratified
+    """Folder or file of the data; relative to the recipe, else to EDGECNN_DATA."""
+    train: str | None = None
+    """Folder, file or list of the training images under `root`; left out, all there is one pool that is split."""
+    select: str | None = None
+    """Images that choose epochs and recovery rungs; left out, `select_fraction` of the training images, stratified."""
+    scored: str | None = None
+    """Images that the verdict is of; left out, `scored_fraction` of the pool, stratified."""
     scored_fraction: Fraction = 1 / 3
+    """Part of the pool held out for scoring where `scored` is not declared."""
     select_fraction: Fraction = 0.1
-    calibrate: PositiveInt = 512  # images of train kept for calibration, in a seeded order
+    """Part of the training images held out for selection where `select` is not declared."""
+    calibrate: PositiveInt = 512
+    """Training images kept for calibration, in a seeded order."""
     color: Literal["rgb", "gray"] = "rgb"
-    fit: Literal["crop", "stretch", "letterbox"] = "crop"  # of boxes: letterbox. crop: short side, then the centre
+    """Channels that every image is read with: 3 or 1."""
+    fit: Literal["crop", "stretch", "letterbox"] = "crop"
+    """How an image gets the model's size: `crop` scales the short side and cuts the centre, `stretch` scales both,
+    `letterbox` scales the long side and pads. Default crop, of boxes letterbox."""
     skip_corrupt: bool = False
+    """Leave out images that can't be read, and report them, instead of stopping."""
     seed: int = 0
+    """Seed of the splits and of the order of calibration images."""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,7 +91,9 @@ class Normalization(Spec):
     """(value / 255 - mean) / std, one number per channel."""
 
     mean: tuple[float, ...]
+    """Subtracted from pixels in 0..1, one number per channel."""
     std: tuple[PositiveFloat, ...]
+    """Divides after `mean` is subtracted, one number per channel."""
 
     @model_validator(mode="after")
     def _lengths(self) -> Normalization:
@@ -95,14 +110,19 @@ class ModelSpec(Spec):
 
     section: ClassVar[str] = "model"
     family: FamilyName
+    """Library that the network comes from."""
     name: str
+    """Model name as the family writes it, such as resnet18 or yolov8n."""
     weights: Path | str | None = None
+    """A weights file (a path with a slash, or a file beside the recipe), or a name the library knows; none: random."""
     image_size: Annotated[int, Field(ge=4, le=4096)]
-    normalize: Literal["imagenet", "half", "unit"] | Normalization | None = (
-        None  # None: what the family's nets learn on
-    )
+    """Side in pixels of the square images that the network takes."""
+    normalize: Literal["imagenet", "half", "unit"] | Normalization | None = None
+    """Normalization inside the graph: `imagenet`, `half` (-1..1), `unit` (0..1), or numbers; left out, the family's."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    width: PositiveFloat = 1.0  # family small only: multiplies the channels
+    """Dropout before the classifier while training."""
+    width: PositiveFloat = 1.0
+    """Multiplies the channels; `family: small` only."""
 
     @model_validator(mode="after")
     def _normalize(self) -> ModelSpec:
@@ -145,9 +165,13 @@ class DistillSpec(Spec):
     """
 
     method: Literal["logits", "dist", "feature"] = "logits"
+    """Distillation loss: `logits` or `dist` for classifiers, `feature` for detectors."""
     temperature: PositiveFloat = 4.0
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7  # weight of the distillation term; 1 - alpha of the labels
-    gain: PositiveFloat = 6.0  # of `feature`: weight of its term beside the detector's own losses
+    """Softens both networks' outputs."""
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
+    """Weight of the distillation term; 1 - alpha is that of the labels."""
+    gain: PositiveFloat = 6.0
+    """Weight of the `feature` term beside the detector's own losses."""
 
 
 class TrainSpec(Spec):
@@ -155,26 +179,47 @@ class TrainSpec(Spec):
 
     section: ClassVar[str] = "train"
     epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the training images; 0 takes the weights as they are."""
     batch: PositiveInt = 64
+    """Images per batch."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer."""
     lr: PositiveFloat = 0.001
+    """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9  # sgd only
+    """Weight decay, decoupled with adamw."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Momentum of sgd."""
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    """Epochs over which the learning rate rises to `lr`."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # decay per step of the averaged weights
-    amp: bool = False  # mixed precision on a GPU; on a CPU it changes nothing
+    """Part of the label's weight that is spread over all classes."""
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Decay per step of averaged weights, which are then the result; left out: no averaging."""
+    amp: bool = False
+    """Mixed precision on a GPU; on a CPU it changes nothing."""
     channels_last: bool = True
-    accumulate: PositiveInt = 1  # batches per optimizer step
+    """Memory layout of the training tensors."""
+    accumulate: PositiveInt = 1
+    """Batches per optimizer step."""
     clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradients; left out: not clipped."""
     augment: Literal["none", "shift", "flip", "standard", "strong"] = "standard"
-    early_stop: PositiveInt | None = None  # epochs without a better select metric
+    """Augmentation of the training images."""
+    early_stop: PositiveInt | None = None
+    """Stop after so many epochs without a better metric on the select images; left out: never."""
     workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load images; 0 loads in the training process."""
     seed: int = 0
+    """Seed of weights, order and augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: PositiveInt | None = None  # of a CPU run; None: all cores. Another count, other last bits
+    """Where to train; `auto` takes a GPU if there is one."""
+    threads: PositiveInt | None = None
+    """CPU threads; left out: all cores. Another count gives other last bits."""
     distill: DistillSpec | None = None
+    """Learn from the `teacher` section's network; left out: from the labels alone."""
 
 
 class TeacherSpec(ModelSpec):
@@ -182,6 +227,7 @@ class TeacherSpec(ModelSpec):
 
     section: ClassVar[str] = "teacher"
     train: TrainSpec = TrainSpec()
+    """The teacher's own training, as the top-level `train`."""
 
     @model_validator(mode="after")
     def _not_taught(self) -> TeacherSpec:

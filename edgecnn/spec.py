@@ -14,7 +14,7 @@ FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # what names a folder or file on an
 class Spec(BaseModel):
     """Everything read from a file: frozen, unknown keys refused. `section` names its place in the recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     section: ClassVar[str] = ""
 
     def leaves(self) -> Iterator[tuple[str, object]]:

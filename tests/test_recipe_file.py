@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import Recipe
 from edgecnn.recipe_file import load_device, load_recipe, packed, schema
@@ -162,3 +164,21 @@ def test_leaves_are_named_as_a_user_writes_them(tmp_path: Path) -> None:
     leaves = dict(load_recipe(recipe(tmp_path)).student.leaves())
     assert leaves["train.epochs"] == 3
     assert leaves["model.name"] == "gap-s"
+
+
+def undescribed(schema: object) -> Iterator[str]:
+    """Keys of a JSON Schema, at any depth, that say nothing about themselves."""
+    if isinstance(schema, dict):
+        for key, found in schema.get("properties", {}).items():
+            if not found.get("description"):
+                yield key
+        for found in schema.values():
+            yield from undescribed(found)
+    elif isinstance(schema, list):
+        for found in schema:
+            yield from undescribed(found)
+
+
+def test_every_key_is_described() -> None:
+    assert list(undescribed(schema())) == []
+    assert list(undescribed(DeviceProfile.model_json_schema())) == []

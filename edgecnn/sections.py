@@ -73,13 +73,18 @@ class DataSpec(Spec):
         return self.format in DETECTION_FORMATS
 
     def leaves(self) -> Iterator[tuple[str, object]]:
-        """As every Spec; a label table or data.yaml also yields the images it names, which are part of the data."""
+        """As every Spec; a table, COCO JSON or data.yaml also yields the images it names: they are part of the data."""
         yield from super().leaves()
         if self.format == "yolo":
             from edgecnn.data.yolo import watched
 
             for number, (name, path) in enumerate(watched(self)):
                 yield f"data.root[{number}]: {name}", path
+        if self.format == "coco":
+            from edgecnn.data.coco import outside
+
+            if images := outside(self):
+                yield "data.root: images outside it", images
         if self.format == "label-table" and self.root is not None and self.root.is_file():
             from edgecnn.data.tables import table_files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -73,18 +74,18 @@ class Annotated:
         """
         images: list[LabelledImage] = []
         parts: dict[Part, range] = {}
-        seen: dict[Path, Part] = {}
+        seen: dict[str, Part] = {}
         for part, members in sets.items():
             if not members:
                 raise EdgeError(f"`data.{part}` has no images", "check the folders or lists that it names")
-            shared = sorted({image.file.name for image in members if image.file in seen})
+            places = {os.path.normpath(image.file): image.file.name for image in members}
+            shared = sorted(place for place in places if place in seen)
             if shared:
                 raise EdgeError(
-                    f"`{seen[next(i.file for i in members if i.file in seen)]}` and `{part}` share images: "
-                    f"{listed(shared)}",
+                    f"`{seen[shared[0]]}` and `{part}` share images: {listed([places[place] for place in shared])}",
                     "the sets must be disjoint; declare `data.train` alone and a share of it is set aside for scoring",
                 )
-            seen.update((image.file, part) for image in members)
+            seen.update((place, part) for place in places)
             parts[part] = range(len(images), len(images) + len(members))
             images += members
         return Annotated(classes, tuple(images), parts)

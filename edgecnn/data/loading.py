@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from edgecnn.data.checking import corrupt_error, in_order
 from edgecnn.data.index import Images, Labels
 from edgecnn.data.openers import ArrayImages, FileImages, Opener
 from edgecnn.data.pixels import EXTENSIONS, Color, Fit, Pixels, Unreadable, fit_image
-from edgecnn.data.sources import class_folders, image_files
+from edgecnn.data.sources import by_class
 from edgecnn.data.tables import listed, read_table
+from edgecnn.data.walk import images_below, say_passed
+from edgecnn.digests import exists, is_folder
 from edgecnn.errors import EdgeError
 from edgecnn.progress import track
 
@@ -46,9 +49,9 @@ def load_images(
 
 
 def _found(path: Path, color: Color) -> tuple[Opener, Labels | None, int]:
-    if not path.exists():
+    if not exists(path):
         raise EdgeError(f"data path `{path}` does not exist", "give an image folder, a label table or an .npz")
-    if path.is_dir():
+    if is_folder(path):
         return _in_folder(path, color)
     match path.suffix.lower():
         case ".csv" | ".tsv":
@@ -69,14 +72,16 @@ def _found(path: Path, color: Color) -> tuple[Opener, Labels | None, int]:
 
 
 def _in_folder(folder: Path, color: Color) -> tuple[Opener, Labels | None, int]:
-    flat = tuple(name for name in image_files(folder) if "/" not in name)
+    walked = images_below(folder)
+    flat = tuple(name for name in walked.files if "/" not in name)
     if flat:
+        below = len(walked.files) - len(flat)
+        say_passed(walked.passed + Counter({"images in folders beside the images": below}))
         return FileImages(folder, flat, color), None, len(flat)
-    files, names = [], []
-    for name in class_folders(folder):
-        inside = image_files(folder / name)
-        files += [f"{name}/{file}" for file in inside]
-        names += [name] * len(inside)
+    found, passed = by_class(folder)
+    say_passed(passed)
+    files = [file for inside in found.values() for file in inside]
+    names = [name for name, inside in found.items() for _ in inside]
     if not files:
         raise EdgeError(f"`{folder}` has no images", f"looked for {listed(list(EXTENSIONS))} there and in its folders")
     return FileImages(folder, tuple(files), color), _class_numbers(names), len(files)

@@ -12,6 +12,7 @@ import numpy as np
 from edgecnn.data.archives import Archive, Encoded, Rows
 from edgecnn.data.index import Index
 from edgecnn.data.pixels import Color, Pixels, Unreadable, decode
+from edgecnn.digests import is_folder, is_regular
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import DataSpec
 
@@ -155,7 +156,7 @@ def declared_archives(spec: DataSpec) -> tuple[Archive, ...]:
     """
     root = needed_root(spec)
     names = [name for name in (spec.train, spec.select, spec.scored) if name]
-    if root.is_dir():
+    if is_folder(root):
         return tuple(Archive(root / name) for name in names)
     return tuple(Archive(root, name) for name in names) or (Archive(root),)
 
@@ -163,7 +164,7 @@ def declared_archives(spec: DataSpec) -> tuple[Archive, ...]:
 def image_folder(spec: DataSpec) -> Path:
     """The folder that file names are relative to: root, or the folder of a root that is a table file."""
     root = needed_root(spec)
-    return root.parent if root.is_file() else root
+    return root.parent if is_regular(root) else root
 
 
 def needed_root(spec: DataSpec) -> Path:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,6 +17,8 @@ from numpy.typing import NDArray
 from edgecnn.data.letterbox import Letterbox
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL import Image
 
 Pixels = NDArray[np.uint8]
@@ -19,7 +27,16 @@ Fit = Literal["crop", "stretch", "letterbox"]
 
 LETTERBOX_GRAY = 114  # what YOLO detectors are trained with
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
+    ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+# The formats of these endings, whatever a file is called. Pillow knows more, and some of them start other programs
+# (PostScript: ghostscript). AVIF comes with Pillow 11.3.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 89_478_485  # of one image: 256 MiB of RGB, where Pillow starts to warn
+MAX_SIDE = 1_000_000
+LARGE_PIXELS = 1 << 24  # larger ones are decoded one at a time, so that threads do not hold many at once
 ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -38,20 +55,61 @@ def decode(content: bytes, color: Color) -> Pixels:
     Raises:
         Unreadable: broken or cut off, unknown to Pillow, or of pixels without a defined range (float TIFF).
     """
-    from PIL import Image, UnidentifiedImageError
-
     if not content:
         raise Unreadable("the file is empty")
+    with opened(io.BytesIO(content)) as image, _alone if _pixels(image) > LARGE_PIXELS else nullcontext():
+        _require_range(image)
+        image.load()
+        return _as_array(_upright(image), color)
+
+
+@contextmanager
+def opened(file: io.BytesIO | Path) -> Iterator[Image.Image]:
+    """An image of one of the FORMATS, not yet decoded: the one way in which images are opened here.
+
+    Raises:
+        Unreadable: another format, more than MAX_PIXELS, or whatever goes wrong while the context lasts.
+    """
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return _as_array(_upright(image), color)
-    except MemoryError:
+        with Image.open(file, formats=_formats()) as image:
+            if _pixels(image) > MAX_PIXELS or max(image.size) > MAX_SIDE:
+                raise Unreadable(
+                    f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded, {MAX_SIDE:,} of a side"
+                )
+            yield image
+    except (MemoryError, Unreadable):
         raise
     except UnidentifiedImageError as error:
-        raise Unreadable("not an image format that Pillow knows") from error
+        raise Unreadable(f"not an image format that is read: {', '.join(_formats())}") from error
     except Exception as error:  # Pillow's plugins raise whatever a broken file leads them into
         raise Unreadable(str(error) or type(error).__name__) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow has. Its own warning about many pixels is not shown: ours is an error."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _pixels(image: Image.Image) -> int:
+    return image.width * image.height
+
+
+_alone = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _alone  # a thread that a forked child does not have may hold it
+    _alone = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -64,13 +122,18 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if turned else image
 
 
+def _require_range(image: Image.Image) -> None:
+    if image.mode == "F":
+        raise Unreadable("float pixels have no defined range; save it with 8 or 16 bits")
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # those hold 16 bits, which Pillow may open as 32
+        raise Unreadable("signed or 32-bit pixels have no defined range; save it with 8 or 16 bits, unsigned")
+
+
 def _as_array(image: Image.Image, color: Color) -> Pixels:
     from PIL import Image
 
     mode = image.mode
-    if mode == "F":
-        raise ValueError("float pixels have no defined range; save it with 8 or 16 bits")
-    if mode.startswith("I"):  # 16-bit grayscale; older Pillow opens it as 32-bit I
+    if mode.startswith("I"):  # 16-bit grayscale
         deep = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
     elif mode in ("P", "PA", "RGBa"):
@@ -104,11 +167,11 @@ def fit_image(image: Pixels, size: int | tuple[int, int], fit: Fit) -> Pixels:
     until it just fits inside, the rest filled with gray 114 on both sides, as detectors are trained. An image that has
     the size already is returned as it is.
     """
-    from PIL import Image
-
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape[:2] == (height, width):
         return image
+    if fit == "crop":
+        image = _shorter(image, height, width)
     old_height, old_width, channels = image.shape
     new_height, new_width = height, width
     box = Letterbox(old_height, old_width, (height, width))
@@ -121,7 +184,7 @@ def fit_image(image: Pixels, size: int | tuple[int, int], fit: Fit) -> Pixels:
         else:
             new_height = max(height, width * old_height // old_width)
     plain = np.ascontiguousarray(image[..., 0] if channels == 1 else image)
-    resized = np.asarray(Image.fromarray(plain).resize((new_width, new_height), Image.Resampling.BILINEAR))
+    resized = _resized(plain, new_height, new_width)
     if fit == "letterbox":
         boxed = np.full((height, width, channels), LETTERBOX_GRAY, np.uint8)
         top, left = box.corner
@@ -130,3 +193,29 @@ def fit_image(image: Pixels, size: int | tuple[int, int], fit: Fit) -> Pixels:
     top, left = round((new_height - height) / 2), round((new_width - width) / 2)
     cut = resized[top : top + height, left : left + width]
     return np.array(cut[..., None] if channels == 1 else cut)
+
+
+MUCH = 16  # times the pixels of the result: more would be made only to be cut away
+
+
+def _shorter(image: Pixels, height: int, width: int) -> Pixels:
+    """The middle of a very long image, as `crop` throws the rest away: cut before it is scaled up with it."""
+    old_height, old_width = image.shape[:2]
+    most = MUCH * old_height * width // height, MUCH * old_width * height // width
+    cut = [slice(0, old_height), slice(0, old_width)]
+    for axis, (side, limit) in enumerate(((old_height, most[1]), (old_width, most[0]))):
+        if side > max(limit, 1):
+            kept = max(limit, 1) + (side - max(limit, 1)) % 2  # an even rest: the centre stays where it is
+            cut[axis] = slice((side - kept) // 2, (side + kept) // 2)
+    return image[tuple(cut)]
+
+
+def _resized(image: Pixels, height: int, width: int) -> Pixels:
+    """Pillow's bilinear resize of uint8 (H, W) or (H, W, C); (width, height) of it may be anything."""
+    from PIL import Image
+
+    picture = Image.fromarray(image)
+    # Pillow scales rows first: of a narrow, very high image that would be all of its rows at the new width.
+    if picture.height * width > MUCH * max(height * width, picture.height * picture.width):
+        picture = picture.resize((picture.width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,9 @@ from edgecnn.data.archives import Archive
 from edgecnn.data.index import Labels
 from edgecnn.data.openers import ArrayImages, Digits, FileImages, Opener, declared_archives, image_folder, needed_root
 from edgecnn.data.pixels import EXTENSIONS
-from edgecnn.data.tables import listed, read_table
+from edgecnn.data.tables import listed, read_table, require_inside
+from edgecnn.data.walk import Walked, images_below, require_utf8, say_passed
+from edgecnn.digests import exists, is_folder, is_regular
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import DataSpec
 
@@ -41,7 +43,7 @@ def find_source(spec: DataSpec) -> Source:
     Raises:
         EdgeError: whatever is wrong with it: missing, empty, contradicting; by name.
     """
-    if spec.root is not None and not spec.root.exists():
+    if spec.root is not None and not exists(spec.root):
         raise EdgeError(f"data folder `{spec.root}` does not exist", "set `data.root`; it is relative to the recipe")
     match spec.format:
         case "digits":
@@ -66,42 +68,48 @@ def missing(spec: DataSpec) -> list[tuple[str, str, str]]:
             return [("scikit-learn, which holds the digits", "Python packages", "pip install scikit-learn")]
         return []
     root = needed_root(spec)
-    if not root.exists():
+    if not exists(root):
         what = {"yolo": "the YOLO data file", "coco": "the COCO folder"}.get(spec.format, "data folder")
         return [(what, str(root), "put the data there, or point to a copy: --set data.root=PATH")]
     if spec.format == "yolo":
         from edgecnn.data.yolo import absent
 
         return absent(spec)
-    if root.is_file():
+    if is_regular(root):
         return []
     if spec.format == "voc":  # `train` and so on are lists, not folders
         folders = [root / "Annotations", root / "JPEGImages"]
-        return [("folder of a Pascal VOC dataset", str(f), "set `data.root`") for f in folders if not f.exists()]
+        return [("folder of a Pascal VOC dataset", str(f), "set `data.root`") for f in folders if not exists(f)]
     gaps = []
     for part, name in _declared(spec):
-        if not (root / name).exists():
+        if not exists(root / name):
             gaps.append((f"`data.{part}`", str(root / name), f"correct `data.{part}`, or put the data there"))
     return gaps
 
 
-def image_files(folder: Path) -> list[str]:
-    """Image files in a folder and below, hidden ones left out: sorted paths relative to it."""
-    found = []
-    for at, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = Path(at).relative_to(folder)
-        found += [
-            (relative / name).as_posix()
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return sorted(found)
-
-
 def class_folders(folder: Path) -> list[str]:
-    """Names of the visible folders in a folder, sorted: the class order of torchvision's ImageFolder."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """Names of the visible folders in a folder, sorted: the class order of torchvision's ImageFolder.
+
+    Raises:
+        EdgeError: a name that is not UTF-8.
+    """
+    names = sorted(entry.name for entry in folder.iterdir() if is_folder(entry) and not entry.name.startswith("."))
+    require_utf8(names, f"the name of a class folder of `{folder}`")
+    return names
+
+
+def by_class(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
+    """(image files of each class folder relative to `folder`, what was passed over); a class may be without any."""
+    walked: Walked = images_below(folder)
+    found: dict[str, list[str]] = {name: [] for name in class_folders(folder)}
+    passed = Counter(walked.passed)
+    for file in walked.files:
+        name, inside, _ = file.partition("/")
+        if inside:
+            found[name].append(file)
+        else:
+            passed["images outside the class folders"] += 1
+    return found, passed
 
 
 def _declared(spec: DataSpec) -> list[tuple[Part, str]]:
@@ -114,12 +122,9 @@ def _declared_paths(spec: DataSpec) -> list[tuple[Part, Path]]:
     root = needed_root(spec)
     paths: list[tuple[Part, Path]] = []
     for part, name in _declared(spec):
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise EdgeError(
-                f"`data.{part}: {name}` is outside `data.root`", "only what is under `data.root` is watched for changes"
-            )
-        if not (root / name).exists():
-            there = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
+        require_inside(part, name)
+        if not exists(root / name):
+            there = sorted(entry.name for entry in root.iterdir()) if is_folder(root) else []
             raise EdgeError(
                 f"`data.{part}: {name}` is missing: there is no `{root / name}`",
                 f"`{root}` holds {listed(there)}" if there else f"put it under `{root}`",
@@ -167,8 +172,9 @@ def _files(spec: DataSpec, sets: dict[Part, Labelled]) -> Source:
 def _class_folders(spec: DataSpec) -> dict[Part, Labelled]:
     root = needed_root(spec)
     sets: dict[Part, Labelled] = {}
+    passed: Counter[str] = Counter()
     for part, folder in _declared_paths(spec):
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise EdgeError(
                 f"`{folder}` is not a folder", "`format: image-folder` needs a folder with one folder per class"
             )
@@ -180,26 +186,23 @@ def _class_folders(spec: DataSpec) -> dict[Part, Labelled]:
                 f"the folders of `{folder}` are sets, not classes: {listed(classes)}",
                 "declare them: `data.train`, `data.scored` and, if there is a third, `data.select`",
             )
-        prefix = folder.relative_to(root).as_posix()
-        labelled: Labelled = []
-        empty = []
-        for name in classes:
-            inside = image_files(folder / name)
-            if not inside:
-                empty.append(name)
-            labelled += [(f"{name}/{file}" if prefix == "." else f"{prefix}/{name}/{file}", name) for file in inside]
+        prefix = folder.relative_to(root)
+        found, others = by_class(folder)
+        passed += others
+        empty = [name for name, inside in found.items() if not inside]
         if empty:
             raise EdgeError(
                 f"empty class folder in `{folder}`: {listed(empty)}",
                 f"remove it or put images in it ({', '.join(EXTENSIONS)})",
             )
-        sets[part] = labelled
+        sets[part] = [((prefix / file).as_posix(), name) for name, inside in found.items() for file in inside]
+    say_passed(passed)
     return sets
 
 
 def _tables(spec: DataSpec) -> dict[Part, Labelled]:
     root, folder = needed_root(spec), image_folder(spec)
-    if root.is_file() and spec.train:
+    if is_regular(root) and spec.train:
         raise EdgeError(
             f"`data.root` is the table `{root}` and `data.train` names another",
             "set `data.root` to the folder that `train`, `select` and `scored` are in",
@@ -207,7 +210,7 @@ def _tables(spec: DataSpec) -> dict[Part, Labelled]:
     sets: dict[Part, Labelled] = {}
     for part, table in _declared_paths(spec):
         path = table
-        if table.is_dir():
+        if is_folder(table):
             tables = sorted(entry for entry in table.iterdir() if entry.suffix.lower() in (".csv", ".tsv"))
             if spec.train or len(tables) != 1:
                 found = listed([entry.name for entry in tables]) or "none"
@@ -222,12 +225,12 @@ def _tables(spec: DataSpec) -> dict[Part, Labelled]:
 
 def _arrays(spec: DataSpec) -> Source:
     root = needed_root(spec)
-    if root.is_dir() and not spec.train:
+    if is_folder(root) and not spec.train:
         raise EdgeError(
             f"`data.root` is the folder `{root}` and no file in it is declared",
             f"set `data.root` to one .npz, or `data.train` and `data.scored` to files in it: {listed(_npz(root))}",
         )
-    if root.is_dir():
+    if is_folder(root):
         _declared_paths(spec)
     archives = declared_archives(spec)
     names: list[Part] = [part for part, _ in _declared(spec)] or ["train"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from edgecnn.data.texts import read_text
+from edgecnn.digests import is_regular
 from edgecnn.errors import EdgeError
 
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "path")
@@ -28,6 +31,18 @@ def listed(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names[:SHOWN]) + more
 
 
+def require_inside(part: str, name: str | None) -> None:
+    """Refuse a declared set that leads out of `data.root`.
+
+    Raises:
+        EdgeError: it does.
+    """
+    if name and (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
+        raise EdgeError(
+            f"`data.{part}: {name}` is outside `data.root`", "only what is under `data.root` is watched for changes"
+        )
+
+
 def read_table(path: Path, folder: Path) -> list[Row]:
     """Read a label table: `.csv` (comma) or `.tsv` (tab), UTF-8, two columns, file name relative to `folder` and label.
 
@@ -41,12 +56,11 @@ def read_table(path: Path, folder: Path) -> list[Row]:
     if delimiter is None:
         raise EdgeError(f"`{path}` is not a label table", "name it .csv (comma) or .tsv (tab)")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
-    except OSError as error:
+        reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+    except FileNotFoundError as error:
         raise EdgeError(f"cannot read label table `{path}`: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise EdgeError(f"label table `{path}` cannot be read: {error}", "save it as UTF-8 text") from error
     file_column, label_column, width = 0, 1, 2
     if lines and (header := _header(lines[0][1])):
@@ -89,7 +103,7 @@ def _check(path: Path, folder: Path, rows: list[Row]) -> None:
             f"label table `{path}` names files outside `{folder}`: {listed(outside)}",
             "write paths relative to that folder: only what is under it is watched for changes",
         )
-    absent = [f"{row.file} (line {row.line})" for row in rows if not (folder / row.file).is_file()]
+    absent = [f"{row.file} (line {row.line})" for row in rows if not is_regular(folder / row.file)]
     if absent:
         raise EdgeError(
             f"label table `{path}` names missing files: {listed(absent)}", f"paths are relative to `{folder}`"

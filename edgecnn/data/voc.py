@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from edgecnn.data.annotations import NO_CLASS, Annotated, Faults, LabelledImage, Part, Row
 from edgecnn.data.pixels import EXTENSIONS
+from edgecnn.digests import is_folder, is_regular
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import DataSpec
 
@@ -26,7 +27,7 @@ def read_voc(spec: DataSpec) -> Annotated:
     """
     assert spec.root is not None  # the spec refuses it
     folder = spec.root / "Annotations"
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise EdgeError(f"`{spec.root}` has no folder `Annotations`", "set `data.root` to the folder that holds it")
     faults = Faults()
     parsed: dict[Part, list[_Parsed]] = {}
@@ -73,7 +74,7 @@ def _names(root: Path, spec: DataSpec) -> dict[Part, list[str]]:
 
     def read(name: str, part: Part) -> list[str]:
         path = lists / f"{name}.txt"
-        if not path.is_file():
+        if not is_regular(path):
             raise EdgeError(f"`data.{part}: {name}`: there is no list `{path}`", "name a list in ImageSets/Main")
         return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
@@ -98,7 +99,7 @@ def _parse(root: Path, name: str, skip: bool, faults: Faults) -> _Parsed | None:
     path = root / "Annotations" / f"{name}.xml"
     where = f"Annotations/{path.name}"
     own = Faults()
-    image = next((p for s in EXTENSIONS for p in _spelled(root / "JPEGImages", name, s) if p.is_file()), None)
+    image = next((p for s in EXTENSIONS for p in _spelled(root / "JPEGImages", name, s) if is_regular(p)), None)
     objects: list[_Object] = []
     size = None
     if image is None:

@@ -7,15 +7,18 @@ empty or absent file means background.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from edgecnn.data.annotations import Annotated, Faults, LabelledImage, Part, Row
-from edgecnn.data.pixels import EXTENSIONS
+from edgecnn.data.walk import images_below, say_passed
+from edgecnn.digests import exists, is_folder, is_regular
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import DataSpec
 
 HINT = "correct these lines, or set `data.skip_corrupt: true` to leave out images with broken labels"
+LABEL_ENDINGS = (".cache", ".json", ".txt", ".xml")  # what labelling tools leave beside images
 SCORED_KEYS = ("val", "test")
 
 
@@ -32,10 +35,12 @@ def read_yolo(spec: DataSpec) -> Annotated:
     classes = _classes(path, content)
     faults = Faults()
     sets: dict[Part, list[LabelledImage]] = {}
+    passed: Counter[str] = Counter()
     for part, key in _keys(spec, path, content).items():
-        files = [file for place in _places(path, content, key) for file in _images(place, path, key)]
+        files = [file for place in _places(path, content, key) for file in _images(place, path, key, passed)]
         labelled = (_labelled(file, spec.skip_corrupt, faults) for file in sorted(set(files)))
         sets[part] = [image for image in labelled if image is not None]
+    say_passed(passed)
     faults.refuse(HINT)
     return Annotated.of(classes, sets)
 
@@ -47,12 +52,12 @@ def yaml_file(spec: DataSpec) -> Path:
         EdgeError: there is none, or several.
     """
     assert spec.root is not None  # the spec refuses it
-    if spec.root.is_file():
+    if is_regular(spec.root):
         return spec.root
     named = spec.root / "data.yaml"
-    if named.is_file():
+    if is_regular(named):
         return named
-    found = sorted(spec.root.glob("*.y*ml")) if spec.root.is_dir() else []
+    found = sorted(spec.root.glob("*.y*ml")) if is_folder(spec.root) else []
     if len(found) == 1:
         return found[0]
     there = ", ".join(f"`{one.name}`" for one in found) or "no YAML file"
@@ -68,10 +73,10 @@ def watched(spec: DataSpec) -> list[tuple[str, Path]]:
         for key in _keys(spec, path, content).values():
             for place in _places(path, content, key):
                 found.append((key, place))
-                if place.is_dir() and (labels := _labels_of(place)).is_dir():
+                if is_folder(place) and is_folder(labels := _labels_of(place)):
                     found.append((f"{key} labels", labels))
-                elif place.is_file():
-                    for file in _images(place, path, key):
+                elif is_regular(place):
+                    for file in _images(place, path, key, Counter()):
                         found += [(file.name, file), (f"labels of {file.name}", label_file(file))]
     except (EdgeError, OSError):
         return []  # prepare reads it again and tells
@@ -88,7 +93,7 @@ def absent(spec: DataSpec) -> list[tuple[str, str, str]]:
         return [(error.message, str(spec.root), error.hint)]
     fix = f"correct `{path}` (its `path:` is relative to the file itself), or set `data.root` to a copy that is here"
     places = {place: key for key in keys.values() for place in _places(path, content, key)}
-    return [(f"`{key}` of `{path.name}`", str(place), fix) for place, key in places.items() if not place.exists()]
+    return [(f"`{key}` of `{path.name}`", str(place), fix) for place, key in places.items() if not exists(place)]
 
 
 def label_file(image: Path) -> Path:
@@ -154,13 +159,14 @@ def _places(path: Path, content: dict[str, Any], key: str) -> list[Path]:
     return [base / str(one) for one in (value if isinstance(value, list) else [value])]
 
 
-def _images(place: Path, path: Path, key: str) -> list[Path]:
-    if place.is_dir():
-        found = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-        if not found:
+def _images(place: Path, path: Path, key: str, passed: Counter[str]) -> list[Path]:
+    if is_folder(place):
+        walked = images_below(place, beside=LABEL_ENDINGS)
+        if not walked.files:
             raise EdgeError(f"`{place}`, which `{key}` of `{path}` names, has no images")
-        return found
-    if not place.is_file():
+        passed += walked.passed
+        return [place / file for file in walked.files]
+    if not is_regular(place):
         raise EdgeError(
             f"`{key}` of `{path}` names `{place}`, which does not exist",
             "correct it; paths are relative to `path`, and `path` to the YAML file",
@@ -172,7 +178,7 @@ def _images(place: Path, path: Path, key: str) -> list[Path]:
             continue
         image = Path(line.strip())
         image = image if image.is_absolute() else place.parent / image
-        if image.is_file():
+        if is_regular(image):
             found.append(image)
         else:
             faults.add(f"{place.name}:{number}", f"no image `{image}`")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from edgecnn.data.boxes import read_boxes
 from edgecnn.data.letterbox import Letterbox
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import DataSpec
+from edgecnn.store import Store
 
 SIZE = 32
 # (file, (height, width), [(class, x1, y1, x2, y2)])
@@ -203,10 +206,10 @@ def test_all_broken_labels_are_listed_and_can_be_left_out(tmp_path: Path) -> Non
     ("change", "why"),
     [
         ({"bbox": [1, 1, -3, 2]}, r"annotations\[1\] \(id 1\): the box has width -3"),
-        ({"bbox": [1, 1, 2]}, r"is not \[x, y, width, height\]"),
+        ({"bbox": [1, 1, 2]}, "bbox: List should have at least 4 items"),
         ({"bbox": [500, 1, 3, 2]}, r"annotations\[1\].*outside the image"),
         ({"category_id": 1}, "category 1 is unknown"),
-        ({"image_id": 999}, "image_id 999 is no image"),
+        ({"image_id": 999}, "image_id 999 is not an image"),
     ],
 )
 def test_a_broken_coco_annotation_is_named(change: dict[str, Any], why: str, tmp_path: Path) -> None:
@@ -348,3 +351,90 @@ def test_the_same_folder_for_training_and_scoring_is_refused(tmp_path: Path) -> 
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [a, b]\n")
     with pytest.raises(EdgeError, match="share images"):
         prepare(tmp_path, spec("yolo", tmp_path, train="train", scored="val"), SIZE)
+
+
+COCO_SHAPES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "category without name": lambda c: c["categories"][0].pop("name"),
+    "categories null": lambda c: c.update(categories=None),
+    "no categories": lambda c: c.update(categories=[], annotations=[]),
+    "category is text": lambda c: c.update(categories=["a"]),
+    "category id of text": lambda c: c["categories"][0].update(id="x"),
+    "image id of another type than image_id": lambda c: c["images"][0].update(id="img1"),
+    "image without id": lambda c: c["images"][0].pop("id"),
+    "image without file_name": lambda c: c["images"][0].pop("file_name"),
+    "file_name of 300 bytes": lambda c: c["images"][0].update(file_name="x" * 300),
+    "file_name with NUL": lambda c: c["images"][0].update(file_name="a\0b"),
+    "images is an object": lambda c: c.update(images={"0": c["images"][0]}),
+    "image is null": lambda c: c["images"].append(None),
+    "width of text": lambda c: c["images"][0].update(width="96.0"),
+    "width true": lambda c: c["images"][0].update(width=True),
+    "bbox of texts": lambda c: c["annotations"][0].update(bbox=["1", "2", "3", "4"]),
+    "bbox with null": lambda c: c["annotations"][0].update(bbox=[1, 2, None, 4]),
+    "bbox is an object": lambda c: c["annotations"][0].update(bbox={"x": 1}),
+    "bbox nan": lambda c: c["annotations"][0].update(bbox=[1, float("nan"), 3, 4]),
+    "bbox too long for a float": lambda c: c["annotations"][0].update(bbox=[1, 2, 10**400, 4]),
+    "image_id is a list": lambda c: c["annotations"][0].update(image_id=[0]),
+    "category_id is a list": lambda c: c["annotations"][0].update(category_id=[1]),
+    "annotation null": lambda c: c["annotations"].append(None),
+    "same image id twice": lambda c: c["images"][1].update(id=100),
+    "same image twice": lambda c: c["images"][1].update(file_name="./a.png"),
+    "same category id twice": lambda c: c["categories"][1].update(id=7),
+    "all boxes in shares": lambda c: [one.update(bbox=[0.1, 0.2, 0.3, 0.4]) for one in c["annotations"]],
+}
+
+
+@pytest.mark.parametrize("case", COCO_SHAPES)
+def test_coco_values_of_another_shape_are_refused_by_place(case: str, tmp_path: Path) -> None:
+    data = as_coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    COCO_SHAPES[case](document)
+    write(tmp_path, document)
+    with pytest.raises(EdgeError, match=r"instances_train\.json"):
+        prepare(tmp_path, data, SIZE)
+
+
+def test_coco_written_by_other_programs_is_read(tmp_path: Path) -> None:
+    """Whole numbers as floats, ids of text, sizes left out, a byte order mark, UTF-16."""
+    data = as_coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    for image in document["images"]:
+        image.update(id=f"image {image['id']}", width=None)
+    for one in document["annotations"]:
+        one.update(image_id=f"image {one['image_id']}", category_id=float(one["category_id"]))
+    for number, encoding in enumerate(("utf-8-sig", "utf-16")):
+        path.write_text(json.dumps(document), encoding=encoding)
+        assert len(read_boxes(prepared(tmp_path / f"out{number}", data) / "boxes.npz").boxes) == 4
+    path.write_bytes(json.dumps(document).replace("cell", "z\xe9ll").encode("latin-1"))
+    document["categories"][0]["name"] = "caf\xe9"
+    path.write_bytes(json.dumps(document, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(EdgeError, match=r"line 1: byte 0xe9 is not utf-8 text"):
+        prepare(tmp_path, data, SIZE)
+    path.write_text("[" * 100_000)
+    with pytest.raises(EdgeError, match="is not JSON"):
+        prepare(tmp_path, data, SIZE)
+
+
+@pytest.mark.parametrize("place", ["beside the JSON", "elsewhere"])
+def test_every_coco_image_is_part_of_the_key(place: str, tmp_path: Path) -> None:
+    """`data.root` the JSON itself, or names that lead out of it: a repainted image is seen."""
+    data = as_coco(tmp_path / "set")
+    path = tmp_path / "set" / "annotations" / "instances_train.json"
+    if place == "elsewhere":
+        document = json.loads(path.read_text())
+        (tmp_path / "far").mkdir()
+        for image in document["images"]:
+            (tmp_path / "set" / "train" / image["file_name"]).rename(tmp_path / "far" / image["file_name"])
+            image["file_name"] = f"../../far/{image['file_name']}"
+        write(tmp_path / "set", document)
+        image = tmp_path / "far" / "a.png"
+    else:
+        shutil.copytree(tmp_path / "set" / "train", tmp_path / "set" / "annotations", dirs_exist_ok=True)
+        data = spec("coco", path)
+        image = path.parent / "a.png"
+    assert len(read_index(prepared(tmp_path / "out", data)).files) == 4
+    store = Store(tmp_path / "store")
+    before = store.facts(prepare, (data,))
+    Image.new("RGB", (80, 40)).save(image)
+    assert store.facts(prepare, (data,)) != before

@@ -121,3 +121,57 @@ def test_letterbox_fits_inside_and_fills_both_sides() -> None:
     assert (boxed[:7] == 114).all()
     assert (boxed[12:] == 114).all()
     assert (boxed[7:12] == 200).all()
+
+
+def test_only_picture_formats_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("PostScript was run"))
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    for content in (page, encoded(Image.new("L", (8, 8)), "ICO"), encoded(Image.new("L", (8, 8)), "TGA")):
+        with pytest.raises(Unreadable, match="not an image format that is read"):
+            decode(content, "rgb")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "BMP"])
+def test_too_many_pixels_are_refused_before_they_are_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(Image.new("1", (9500, 9500)), kind, **({"compression": "group4"} if kind == "TIFF" else {}))
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(Unreadable, match="9500 x 9500 pixels; at most 89,478,485"):
+        decode(content, "rgb")
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "letterbox"])
+@pytest.mark.parametrize("shape", [(200_000, 1, 3), (1, 200_000, 3)])
+def test_a_very_long_image_takes_little_memory(shape: tuple[int, int, int], fit: str) -> None:
+    """Scaled as a whole to cover 224 pixels it would have 10 billion of them."""
+    image = np.full(shape, 7, np.uint8)
+    assert fit_image(image, 224, fit).shape == (224, 224, 3)  # type: ignore[arg-type]
+    assert (fit_image(image, 224, fit)[111:113, 111:113] == 7).any()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [1601, 1602])
+def test_cutting_before_scaling_keeps_the_middle(width: int) -> None:
+    """At 100 pixels high more than 1,600 columns are never looked at; the middle ones stay where they are."""
+    image = np.zeros((100, width, 1), np.uint8)
+    image[:, width // 2 - (width % 2 == 0) : width // 2 + 1] = 255
+    found = fit_image(image, 50, "crop")[25, :, 0].astype(float)
+    assert abs((found * np.arange(50)).sum() / found.sum() - 24.5) < 0.51
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(np.int32, 70_000), (np.int32, 255), (np.int16, -5)]
+)  # what these are out of is not known
+def test_pixels_without_a_range_are_refused(dtype: type, value: int) -> None:
+    from PIL import TiffImagePlugin
+
+    content = io.BytesIO()
+    if dtype is np.int16:
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[339] = 2  # SampleFormat: signed
+        Image.fromarray(np.full((4, 4), value, np.int16).view(np.uint16)).save(content, "TIFF", tiffinfo=tags)
+    else:
+        Image.fromarray(np.full((4, 4), value, np.int32)).save(content, "TIFF")
+    with pytest.raises(Unreadable, match="no defined range"):
+        decode(content.getvalue(), "gray")

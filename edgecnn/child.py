@@ -1,9 +1,10 @@
 """Work in a child process, so that a crash or an out-of-memory there is an error here, never a dead tool.
 
-Protocol: the child is `python -m MODULE JOB.json`. On stdout it prints one JSON object a line: progress
-({"task", "done", "total", "text"}), notes ({"note"}), and last {"result"}, {"error", "hint"}, {"full_disk": path} or,
-of an exception that nobody foresaw, {"fault", "trace"}. Everything it prints to stderr is kept as its log. Its stdin is
-a pipe from the parent: when that closes, the parent is gone and the child ends.
+Protocol: the child is `python -m MODULE JOB.json`, except that it imports nothing from the working directory. On
+stdout it prints one JSON object a line: progress ({"task", "done", "total", "text"}), notes ({"note"}), and last
+{"result"}, {"error", "hint"}, {"full_disk": path} or, of an exception that nobody foresaw, {"fault", "trace"}.
+Everything it prints to stderr is kept as its log. Its stdin is a pipe from the parent: when that closes, the parent is
+gone and the child ends.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def run_child(
         module: dotted name of a module whose `__main__` part calls `serve`.
         job: JSON-ready parameters; paths as text.
         log: file that takes the child's stderr; its last lines go into the error.
-        prefix: command before the module, such as `torchrun --nproc-per-node 4`; default this Python with -m.
+        prefix: command before the module, such as `torchrun --nproc-per-node 4`; default `module_command`.
         env: variables added to the child's environment.
 
     Raises:
@@ -47,7 +48,7 @@ def run_child(
     """
     job_file = log.with_suffix(".job.json")
     job_file.write_text(json.dumps(job))
-    command = [*(prefix or (sys.executable, "-m")), module, str(job_file)]
+    command = [*((*prefix, module) if prefix else module_command(module)), str(job_file)]
     inherited = tuple(_shared_locks)
     with log.open("wb") as stderr:
         child = subprocess.Popen(
@@ -77,6 +78,18 @@ def run_child(
     if code >= 0:
         raise InternalError(f"`{module}` ended with code {code} and no result", _tail(log))
     raise EdgeError(_ending(module, code), f"the end of its log:\n{_tail(log)}")
+
+
+def module_command(module: str) -> list[str]:
+    """This Python running a module as -m does, without the working directory: a `torch.py` there is the user's own."""
+    home = str(Path(__file__).resolve().parents[1])
+    start = (
+        "import sys\n"
+        "if not getattr(sys.flags, 'safe_path', False): del sys.path[0]\n"
+        f"if {home!r} not in sys.path: sys.path.append({home!r})\n"
+        f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-c", start]
 
 
 # Locks that a child must hold too: if this process is killed, nobody takes the stage while the child still writes.

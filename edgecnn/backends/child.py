@@ -5,12 +5,11 @@ Jobs are JSON: `do` and its parameters, paths as text. See `edgecnn.child` for t
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from edgecnn.backends import Runner, load_backend
-from edgecnn.child import Json, serve
+from edgecnn.child import Json, module_command, serve
 from edgecnn.errors import EdgeError
 
 
@@ -82,7 +81,7 @@ def _time(job: Json) -> Json:
         from edgecnn.agent.timing import Plan, invalid, measure
 
         samples = Path(job["times"]).with_name("samples.jsonl")
-        monitor = Monitor(samples, (sys.executable, "-m", "edgecnn.agent.sampler", str(samples)))
+        monitor = Monitor(samples, (*module_command("edgecnn.agent.sampler"), str(samples)))
         plan = Plan.of(job["spec"])
         measured = measure(runners, paths, plan, job["until"], monitor)
         samples.unlink(missing_ok=True)

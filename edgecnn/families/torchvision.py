@@ -9,7 +9,8 @@ from torch import nn
 from edgecnn.errors import EdgeError
 from edgecnn.families import nearest, refuse_unknown
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
-from edgecnn.families.weights import State, check_fits, fit_state, read_weights
+from edgecnn.families.pickled import State
+from edgecnn.families.weights import check_fits, fit_state, read_weights
 from edgecnn.recipe import ModelSpec
 
 # GoogLeNet and Inception train with side heads, and their weight files hold them; here there is one output.

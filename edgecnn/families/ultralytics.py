@@ -1,8 +1,8 @@
 """YOLO detectors of Ultralytics (AGPL-3.0, the extra `[yolo]`): the only file that imports their package.
 
 Networks YOLOv8, v9, 11 and 12: one head that predicts boxes as distributions over distances (DFL). What their package
-does on import is held off: its settings file goes to a temporary folder, its look at the network and its automatic
-installs are switched off, before the first import.
+does beside training is held off: it looks at no network and installs nothing, its settings file goes to a folder that
+is gone after the import, and none of the services that it reports trainings to is loaded.
 """
 
 from __future__ import annotations
@@ -23,22 +23,34 @@ from edgecnn.errors import EdgeError
 from edgecnn.families import ULTRALYTICS_RELEASE, fetched_file, nearest, refuse_unknown
 from edgecnn.families.deployed import Deployed
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
-from edgecnn.families.weights import TRUST, WRAPPERS, State, fit_state, read_weights
+from edgecnn.families.pickled import State
+from edgecnn.families.weights import fit_state, read_weights
 from edgecnn.io_contract import OutputContract
 from edgecnn.recipe import ModelSpec
 
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")
-os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="edgecnn-yolo-"))
 
-# On import it replaces Pillow's open and torch's save for the whole process, and how numpy prints: put back.
-_OPEN, _SAVE = Image.open, torch.save
-with np.printoptions():
+# On import it writes its settings, replaces Pillow's open and torch's save for the whole process, and changes how numpy
+# and torch print: all of it is put back.
+_OPEN, _SAVE, _THEIRS = Image.open, torch.save, os.environ.get("YOLO_CONFIG_DIR")
+with tempfile.TemporaryDirectory(prefix="edgecnn-yolo-") as _folder, np.printoptions():
+    os.environ["YOLO_CONFIG_DIR"] = _folder
     from ultralytics.models.yolo.detect import DetectionTrainer as DetectionTrainer
-    from ultralytics.nn.distill_model import DistillationModel as DistillationModel
     from ultralytics.nn.modules.head import Detect
     from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.utils import ROOT, callbacks
+del os.environ["YOLO_CONFIG_DIR"]
+if _THEIRS is not None:
+    os.environ["YOLO_CONFIG_DIR"] = _THEIRS
 Image.open, torch.save = _OPEN, _SAVE
 torch.set_printoptions(profile="default")
+
+
+def _no_services(instance: object) -> None:
+    """In place of what adds ClearML, Comet, DVC, MLflow, Ray, TensorBoard, W&B and Ultralytics' own platform."""
+
+
+callbacks.add_integration_callbacks = _no_services
 
 NAMES = (
     *(f"yolov8{size}" for size in "nsmlx"),
@@ -47,9 +59,9 @@ NAMES = (
     *(f"yolo12{size}" for size in "nsmlx"),
 )
 STRIDE = 32  # the coarsest of the three feature maps
-# Classes that an official file holds beside tensors: layers, and the settings of its training.
-MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks", "ultralytics.nn.distill_model")
-SETTINGS = ("ultralytics.utils.IterableSimpleNamespace", "ultralytics.nn.distill_model.FeatureHook")
+# Classes that a saved network names beside tensors: its layers, losses and settings, none of which is used. Class names
+# have a capital letter, functions have none; a fused layer names its `forward_fuse` by getattr.
+CLASSES = re.compile(r"(torch\.nn\.(modules|parallel)|ultralytics)\.[\w.]*\.[a-z0-9_]*[A-Z]\w*|builtins\.getattr")
 
 
 def names() -> tuple[str, ...]:
@@ -75,7 +87,7 @@ def create(model: ModelSpec, classes: int, channels: int, *, new_head: bool = Fa
             f"`{model.section}.image_size` is {model.image_size}, but `{model.name}` takes multiples of {STRIDE}",
             f"write {near}",
         )
-    net = DetectionModel(f"{model.name}.yaml", ch=channels, nc=classes, verbose=False)
+    net = DetectionModel(layers_of(model.name), ch=channels, nc=classes, verbose=False)
     if model.weights is not None:
         path = model.weights if isinstance(model.weights, Path) else _published(model, str(model.weights))
         _fit(net, read_checkpoint(path), f"`{path}`", new_head=new_head)
@@ -83,57 +95,25 @@ def create(model: ModelSpec, classes: int, channels: int, *, new_head: bool = Fa
 
 
 def read_checkpoint(path: Path) -> State:
-    """The state dict of a file: plain (`.safetensors`, torch), or of a whole model as Ultralytics saves it.
+    """The state dict of a file: plain (`.safetensors`, torch), or of a whole network as Ultralytics saves it.
 
-    A whole model is unpickled with a closed list of classes: layers of torch.nn and ultralytics.nn, and the settings
-    of its training. The averaged weights (`ema`) are taken where the file has them.
+    No class of a whole network is used: see `pickled.read_torch`. Averaged weights (`ema`) come first.
 
     Raises:
-        EdgeError: not readable, or it asks for anything else, which is named.
+        EdgeError: not readable, or it asks for anything but tensors, layers and settings, which is named.
     """
-    if path.suffix != ".pt" or not path.is_file() or os.environ.get(TRUST) == "1":
-        return read_weights(path)
-    try:
-        asked = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (ValueError, RuntimeError, OSError):
-        return read_weights(path)  # not a torch file: told there
-    if not asked:
-        return read_weights(path)
-    allowed = [(found, name) for name in asked if (found := _allowed(name)) is not None]
-    with torch.serialization.safe_globals(allowed):
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            refused = [name for name in asked if _allowed(name) is None] or [str(error).split("\n")[0]]
-            raise EdgeError(
-                f"`{path}` is a pickle that holds more than a YOLO model: it asks for `{refused[0]}`",
-                "edgecnn runs no code from a weights file; if you trust where it came from, build with --trust-weights",
-            ) from error
-    whole = content.get("ema") or content.get("model") if isinstance(content, dict) else content
-    if isinstance(whole, DistillationModel):
-        whole = whole.student_model
-    if isinstance(whole, nn.Module):
-        return dict(whole.float().state_dict())
-    wrapped = next((content[key] for key in WRAPPERS if isinstance(content, dict) and key in content), None)
-    if isinstance(wrapped, dict):
-        return wrapped
-    raise EdgeError(f"`{path}` holds no model", "save one with Ultralytics, or its state dict")
+    return read_weights(path, CLASSES)
 
 
-def _allowed(name: str) -> Any:
-    """The class behind a global of a checkpoint, or None where it is not on the list."""
-    import importlib
+def layers_of(name: str) -> dict[str, Any]:
+    """The network's layers, read from the package's own file: theirs would take one of the working directory first."""
+    import yaml
 
-    module, _, attribute = name.rpartition(".")
-    if name not in SETTINGS and not (f"{module}.".startswith(MODULES) or module in MODULES):
-        return None
-    try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError:
-        return None
-    if name in SETTINGS:
-        return found
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+    described = {path.stem: path for path in (ROOT / "cfg" / "models").glob("*/*.yaml")}
+    alone = described.get(name)  # YOLOv9 has a file for each size, the others have one with all sizes
+    path = alone or described[name[:-1]]
+    layers: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {**layers, "scale": "" if alone else name[-1], "yaml_file": f"{name}.yaml"}
 
 
 def _published(model: ModelSpec, name: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,29 @@ from torch import nn
 
 from edgecnn import progress
 from edgecnn.errors import EdgeError
+from edgecnn.families.pickled import Record, State, read_torch, state_of
 from edgecnn.recipe import ModelSpec
 
-State = dict[str, torch.Tensor]
 TORCH_SUFFIXES = (".pt", ".pth", ".th")
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which trainers put the state dict
+# Keys under which trainers put a network or its state dict: averaged over the training steps, and as it was last.
+AVERAGED = (
+    "state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_state_dict_ema", "model_ema_state_dict", "ema_model",
+    "averaged_model", "swa_model", "swa_state_dict",
+)  # fmt: skip
+LAST = ("state_dict", "model_state_dict", "model", "online_model", "module", "net", "network")
 TRUST = "EDGECNN_TRUST_WEIGHTS"  # the build command tells its child processes by it
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile
+COUNT = "n_averaged"  # beside the weights of torch.optim.swa_utils.AveragedModel
 
 
-def read_weights(path: Path) -> State:
-    """The state dict in a `.safetensors` or torch file (`weights_only`), unwrapped, without `module.` prefixes.
+def read_weights(path: Path, whole: re.Pattern[str] | None = None) -> State:
+    """The state dict in a `.safetensors` or torch file, unwrapped, without `module.` prefixes.
 
+    Where the file holds averaged weights beside those of the last step, the averaged ones are taken, and it is said.
     With EDGECNN_TRUST_WEIGHTS=1 (`--trust-weights`) a torch file may hold anything, and can run code while it loads.
+
+    Args:
+        whole: full names of the classes that a network saved whole may consist of; see `pickled.read_torch`.
 
     Raises:
         EdgeError: no such file, not readable, a pickle with anything but tensors (the refused global is named).
@@ -43,49 +52,94 @@ def read_weights(path: Path) -> State:
                 f"`{path}` is not a readable safetensors file: {error}", "fetch or save it again"
             ) from error
     elif path.suffix in TORCH_SUFFIXES:
-        content = _read_torch(path)
+        content = read_torch(path, whole, trusted=os.environ.get(TRUST) == "1")
     else:
         raise EdgeError(
             f"weights `{path}` have the ending `{path.suffix}`", f"known are .safetensors, {', '.join(TORCH_SUFFIXES)}"
         )
-    return _unwrapped(content, path)
+    return _chosen(content, path)
 
 
-def _read_torch(path: Path) -> Any:
-    trusted = os.environ.get(TRUST) == "1"
-    try:
-        return torch.load(path, map_location="cpu", weights_only=not trusted)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"(?:GLOBAL|global)[: ]+`?([A-Za-z_][\w.]*\.\w+)", str(error))
-        asked = f": it asks for `{refused.group(1)}`" if refused else ""
+def _chosen(content: Any, path: Path) -> State:
+    """The state dict to take of all that a file holds; averaged weights first."""
+    last = _first(content, LAST)
+    for key in AVERAGED:
+        value = content.get(key) if isinstance(content, dict) else None
+        if not value or not isinstance(value, (dict, Record, nn.Module)):
+            continue
+        if state := _state(value):
+            if last:
+                progress.current().note(
+                    f"`{path}`: the averaged weights (`{key}`) are taken, not those of the last step"
+                )
+            return state
+        progress.current().note(
+            f"`{path}`: `{key}` holds no state dict; averaged weights in another form are not taken"
+        )
+    state = last or _state(content)
+    if not state:
         raise EdgeError(
-            f"`{path}` is a pickle that holds more than weights{asked}",
-            "edgecnn runs no code from a weights file; if you trust where it came from, save its state dict: "
-            "torch.save(model.state_dict(), 'weights.pt'), or build with --trust-weights",
-        ) from error
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        text = str(error).split("\n")[0]
-        raise EdgeError(f"`{path}` is not a readable torch file: {text}", "fetch or save it again") from error
+            f"`{path}` holds no state dict{_reason(content)}",
+            "save one: torch.save(model.state_dict(), 'weights.pt')",
+        )
+    if averaged := _averaged_beside(state):
+        progress.current().note(
+            f"`{path}`: the averaged weights (`{averaged[0]}.…`) are taken, not those of the last step"
+        )
+        return averaged[1]
+    return state
 
 
-def _unwrapped(content: Any, path: Path) -> State:
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), (dict, nn.Module)):
-            content = content[wrapper]
-    if isinstance(content, nn.Module):  # only a trusted file can hold one
-        content = content.state_dict()
-    if not isinstance(content, dict) or not content:
-        raise EdgeError(f"`{path}` holds no state dict", "save one: torch.save(model.state_dict(), 'weights.pt')")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise EdgeError(
-                f"`{path}` holds no state dict: `{name}` is {type(value).__name__}, not a tensor",
-                "save one: torch.save(model.state_dict(), 'weights.pt')",
-            )
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): value for name, value in content.items()}
-    return content
+def _first(content: object, keys: tuple[str, ...]) -> State | None:
+    """The state dict under the first of some keys that has one."""
+    found = (_state(content[key]) for key in keys if isinstance(content, dict) and key in content)
+    return next((state for state in found if state), None)
+
+
+def _state(value: object, depth: int = 0) -> State | None:
+    """The state dict that a value is or wraps, without prefixes; None where it is something else."""
+    if isinstance(value, Record):
+        try:
+            value = state_of(student_of(value))
+        except ValueError:
+            return None
+    if isinstance(value, nn.Module):  # only a trusted file can hold one
+        value = getattr(value, "student_model", value).state_dict()
+    if not isinstance(value, dict) or not value or depth > 3:
+        return None
+    if all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()):
+        state = {name: tensor for name, tensor in value.items() if name != COUNT}
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in state):
+                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        return state
+    found = (_state(value[key], depth + 1) for key in (*AVERAGED, *LAST) if key in value)
+    return next((state for state in found if state), None)
+
+
+def _averaged_beside(state: State) -> tuple[str, State] | None:
+    """(prefix, weights) of averaged weights that lie beside the last ones in one state dict, under a prefix."""
+    for key in AVERAGED:
+        averaged = _state({name.removeprefix(f"{key}."): t for name, t in state.items() if name.startswith(f"{key}.")})
+        others = [name for name in state if not name.startswith(f"{key}.")]
+        for last in LAST:
+            if averaged and averaged.keys() == {name.removeprefix(f"{last}.") for name in others}:
+                return key, averaged
+    return None
+
+
+def student_of(network: Record) -> Record:
+    """The network itself where Ultralytics saved it together with its teacher."""
+    student = (network.state.get("_modules") or {}).get("student_model")
+    return student if isinstance(student, Record) else network
+
+
+def _reason(content: object) -> str:
+    """What is wrong with a thing that is no state dict, for a message."""
+    if not isinstance(content, dict):
+        return ""
+    wrong = [(name, value) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    return f": `{wrong[0][0]}` is {type(wrong[0][1]).__name__}, not a tensor" if wrong else ""
 
 
 def load_file(net: nn.Module, path: Path, *, new_head: bool) -> None:

@@ -23,7 +23,7 @@ from edgecnn.data.boxes import Boxes, read_boxes
 from edgecnn.data.openers import image_folder
 from edgecnn.errors import EdgeError
 from edgecnn.families.trained import WEIGHTS, read_trained, write_state
-from edgecnn.families.ultralytics import DetectionTrainer, DistillationModel, read_checkpoint
+from edgecnn.families.ultralytics import DetectionTrainer, read_checkpoint
 from edgecnn.recipe import DataSpec, TrainSpec
 from edgecnn.training.job import TrainJob
 from edgecnn.training.loop import History
@@ -250,6 +250,3 @@ def write_teacher(path: Path, folder: Path, index: Index) -> Path:
     torch.save(content, partial)
     os.replace(partial, path)
     return path
-
-
-__all__ = ["DistillationModel", "train_detector"]

@@ -21,7 +21,7 @@ from edgecnn.training import train
 
 if find_spec("ultralytics") is None:
     pytest.skip("the extra [yolo] is not installed", allow_module_level=True)
-from edgecnn.training.detector import DistillationModel, given_up, label_text, refuse_foreign, write_dataset
+from edgecnn.training.detector import given_up, label_text, refuse_foreign, write_dataset
 
 SIZE = 64
 
@@ -65,6 +65,7 @@ def test_a_student_learns_from_a_teacher(dots: tuple[DataSpec, Artifact], tmp_pa
 def test_the_distillation_term_reaches_the_student() -> None:
     from edgecnn.families import ultralytics as family
 
+    module = pytest.importorskip("ultralytics.nn.distill_model")  # older ones have no distillation
     torch.manual_seed(0)
     nets = [family.create(model(), 1, 3) for _ in range(2)]
     student, teacher = nets
@@ -74,7 +75,7 @@ def test_the_distillation_term_reaches_the_student() -> None:
         )()
         for parameter in net.parameters():
             parameter.requires_grad_(True)
-    both = DistillationModel(teacher, student).train()
+    both = module.DistillationModel(teacher, student).train()
     batch = {
         "img": torch.rand(2, 3, SIZE, SIZE), "batch_idx": torch.tensor([0.0]), "cls": torch.zeros(1, 1),
         "bboxes": torch.tensor([[0.5, 0.5, 0.3, 0.3]]),

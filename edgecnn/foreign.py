@@ -119,6 +119,7 @@ def _text(document: dict[str, Any], written: list[Path]) -> str:
         *(f"WARNING: {warning}" for warning in record["warnings"]),
         f"INT8 coverage  {coverage['macs']:.1%} of MACs, {coverage['activation_bytes']:.1%} of activation bytes",
         _sqnr_text(record),
+        *_typed_text(record),
         f"size           {sizes['float']:.2f} → {sizes['int8']:.2f} MB",
         *(f"{'passed' if c['passed'] else 'refused'}         {c['name']}" for c in document["checks"]),
         *([document["note"]] if document["note"] else []),
@@ -137,6 +138,15 @@ def _sqnr_text(record: dict[str, Any]) -> str:
     if record["agreement"] is not None:
         parts.append(f"same answer {100 * record['agreement']:.1f} %")
     return f"SQNR           {', '.join(parts) or 'not told'} (outputs, {images}, float simulation)"
+
+
+def _typed_text(record: dict[str, Any]) -> list[str]:
+    """What FP16 arithmetic makes of the typed file; nothing where there is none."""
+    typed = record["typed"]
+    if typed is None or typed["sqnr_db"] is None:
+        return []
+    both = f"{typed['sqnr_db']:.1f} dB in FP16 arithmetic, {typed['fp32_sqnr_db']:.1f} dB in FP32"
+    return [f"typed file     {both} (worst output, {typed['images']} calibration images)"]
 
 
 def _climb_text(record: dict[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ def build(recipe: Recipe, target: Target, store: Store) -> tuple[Report, Evidenc
     """Take one recipe from labelled images to a verdict on one device."""
     data, model, plain = float_model(recipe, store)
     int8 = int8_model("quantize", recipe, target, store, data, model, plain)
-    typed = store.stage("float", typed_float, target.scheme, plain)  # FP16-typed for TensorRT
+    typed = store.stage("float", typed_float, target.scheme, plain, data)  # FP16-typed for TensorRT
     floats = suppressing("nms-float", recipe, store, typed)
     base = store.stage("compile-float", target.compile, target.profile, target.facts, floats)
     engine = store.stage("compile-int8", target.compile, target.profile, target.facts, int8)

@@ -54,12 +54,14 @@ def read_engine(folder: Path) -> Engine:
 
 
 def copy_graphs(source: Path, out: Path) -> Path:
-    """Copy model.onnx and, where there is one, typed.onnx; return the one that a TensorRT is given."""
+    """Copy model.onnx and, where there is one, typed.onnx with what is known of it; return what TensorRT is given."""
     given = out / "model.onnx"
     shutil.copyfile(source / "model.onnx", given)
     if (source / "typed.onnx").exists():
         given = out / "typed.onnx"
         shutil.copyfile(source / "typed.onnx", given)
+    if (source / "typed.json").exists():
+        shutil.copyfile(source / "typed.json", out / "typed.json")
     return given
 
 

@@ -47,9 +47,7 @@ def quantize(
     from edgecnn.quantize.judge_boxes import SelectedBoxes
 
     model = plain.path / "model.onnx"
-    contract = read_contract(model)
-    if contract is None:
-        raise EdgeError(f"`{model}` has no `edgecnn.io` metadata", "export it with edgecnn")
+    contract = exported_contract(model)
     selected: Selected | SelectedBoxes | None = None
     if promise.max_accuracy_drop is not None:
         shown = data_room.images(data.path, "select")
@@ -64,15 +62,31 @@ def quantize(
     )  # fmt: skip
 
 
-@decided_by("onnx", "onnx-ir", "numpy")
-def typed_float(out: Path, scheme: Scheme, plain: Artifact) -> None:
+@decided_by("onnx", "onnx-ir", "onnxruntime", "numpy")
+def typed_float(out: Path, scheme: Scheme, plain: Artifact, data: Artifact) -> None:
     """Stage: what INT8 must beat. model.onnx as exported; with FP16 islands also typed.onnx, the same in FP16.
 
-    Only weights are checked against FP16's limits here: no images are read.
+    typed.json tells what its FP16 arithmetic makes of a few images of the calibrate split.
     """
+    from edgecnn import data as data_room
     from edgecnn.quantize.model import typed_file
 
-    typed_file(out, scheme, plain.path / "model.onnx")
+    model = plain.path / "model.onnx"
+    (out / "model.onnx").write_bytes(model.read_bytes())
+    if scheme.islands == "float16":
+        typed_file(out, model, data_room.images(data.path, "calibrate"), exported_contract(model))
+
+
+def exported_contract(model: Path) -> IoContract:
+    """The contract in a graph that edgecnn exported.
+
+    Raises:
+        EdgeError: it has none.
+    """
+    contract = read_contract(model)
+    if contract is None:
+        raise EdgeError(f"`{model}` has no `edgecnn.io` metadata", "export it with edgecnn")
+    return contract
 
 
 @decided_by("onnx", "onnx-ir", "numpy")
@@ -87,8 +101,9 @@ def suppress(out: Path, spec: SuppressSpec, model: Artifact) -> None:
     for name in ("model.onnx", "typed.onnx"):
         if (model.path / name).exists():
             (out / name).write_bytes(suppressed(model.path / name, spec))
-    if (model.path / "quantize.json").exists():
-        (out / "quantize.json").write_bytes((model.path / "quantize.json").read_bytes())
+    for name in ("quantize.json", "typed.json"):
+        if (model.path / name).exists():
+            (out / name).write_bytes((model.path / name).read_bytes())
 
 
 def quantize_model(

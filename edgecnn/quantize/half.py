@@ -2,7 +2,8 @@
 
 FP16 ends at 65504, and below 6.1e-5 its steps no longer shrink with the value. So a node stays FP32 when a tensor it
 touches gets beyond the first limit (with headroom: only a few images were looked at), or never reaches the second; a
-tensor that is only added to a larger one may be as small as it likes. Q and DQ follow their data and their readers.
+tensor that is only added to a larger one may be as small as it likes. Which small values decide a result is told in
+`half_values`, which whole numbers must stay exact in `half_indices`. Q and DQ follow their data and their readers.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import onnx
 import onnx_ir as ir
 
 from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.half_indices import exact_nodes
+from edgecnn.quantize.half_values import LARGEST_HALF, demanded, hidden, raised
+from edgecnn.quantize.magnitudes import Magnitudes
 
-LARGEST_HALF = 65504.0
 SMALLEST_HALF = 2.0**-14  # the smallest normal number
 HEADROOM = 2.0  # calibration looks at a few images: what comes this near the end counts as beyond it
 _SMALLEST_FACTOR = 2.0**-18  # of a constant: below, FP16 is off by more than 1 %
@@ -35,15 +38,16 @@ _SHAPE_INPUTS = {
 FLOAT_ONLY = {("Resize", 1), ("Resize", 2), ("Upsample", 1)}
 
 
-def wide_nodes(graph: ir.Graph, bounds: dict[str, float]) -> dict[str, str]:
-    """Nodes that stay FP32, by name, with why ('' for shape arithmetic and Q/DQ, which are no islands).
+def wide_nodes(graph: ir.Graph, measured: Magnitudes, also: dict[str, str]) -> dict[str, str]:
+    """Nodes that stay FP32, by name, with why ('' for shape arithmetic and Q/DQ, which are not islands).
 
     Args:
         graph: canonical graph, with or without Q/DQ.
-        bounds: largest magnitude seen of each tensor, by name; what is not in it is taken to fit.
+        measured: what a few images showed, by the names of the graph's tensors.
+        also: further nodes that stay FP32, with why.
     """
-    wide: dict[str, str] = {}
-    seen = _with_dequantized(graph, bounds)
+    wide = dict(also)
+    seen = _with_dequantized(graph, raised(graph, measured.largest))
     captured = _captured(graph)
     for node in graph:
         name = node.name or ""
@@ -55,8 +59,10 @@ def wide_nodes(graph: ir.Graph, bounds: dict[str, float]) -> dict[str, str]:
             wide[name] = f"ONNX defines {node.op_type} without FP16"
         elif any(value in captured and value.dtype == _FLOAT for value in node.outputs):
             wide[name] = "a subgraph reads its output"
-        elif why := _why_wide(node, seen):
+        elif why := _why_wide(node, seen) or _why_hidden(node, measured):
             wide[name] = why
+    for more in (exact_nodes(graph, measured.largest), demanded(graph, measured.smallest)):
+        wide |= {name: why for name, why in more.items() if name not in wide}
     _shape_arithmetic(graph, wide)
     for node in graph:
         if node.op_type in _QDQ and _stays_float(node, wide, seen):
@@ -76,6 +82,13 @@ def _why_wide(node: ir.Node, seen: dict[str, float]) -> str:
         if value.dtype == _FLOAT and (why := _tensor(node, value, seen)):
             return why
     return ""
+
+
+def _why_hidden(node: ir.Node, measured: Magnitudes) -> str:
+    """What the operator computes on its way, which FP16 does not hold either."""
+    if not node.outputs or node.outputs[0].dtype != _FLOAT:
+        return ""
+    return hidden(node, measured)
 
 
 def _constant(node: ir.Node, index: int, value: ir.Value, array: np.ndarray, seen: dict[str, float]) -> str:

@@ -19,13 +19,15 @@ from edgecnn.quantize.judge_boxes import BoxJudge, SelectedBoxes
 from edgecnn.quantize.ladder import Climb, climb
 from edgecnn.quantize.layers import IMAGES as LAYER_IMAGES
 from edgecnn.quantize.layers import layer_errors
+from edgecnn.quantize.magnitudes import magnitudes
 from edgecnn.quantize.outputs import told as told_outputs
-from edgecnn.quantize.placement import Graph, place
+from edgecnn.quantize.placement import Graph, Shapes, place
 from edgecnn.quantize.record import metadata, report
 from edgecnn.quantize.repeats import delivered
 from edgecnn.quantize.rewrite import serialized
-from edgecnn.quantize.sessions import observe
-from edgecnn.quantize.typed import typed
+from edgecnn.quantize.sessions import observe, open_session, run_each
+from edgecnn.quantize.typed_check import IMAGES as TYPED_IMAGES
+from edgecnn.quantize.typed_check import Reference, TypedFile, checked
 from edgecnn.quantize.weights import require_finite
 from edgecnn.recipe import Promise, QuantizeSpec
 
@@ -73,28 +75,56 @@ def quantize_file(
     quantized = candidate.quantized(scheme)
     told = metadata(tools, climbed)
     (out / "model.onnx").write_bytes(serialized(delivered(quantized, scheme), told))
-    islands: list[str] = []
+    half: TypedFile | None = None
     if scheme.islands == "float16" and opset(float_model) >= TYPED_OPSET:
-        halves, islands = typed(quantized, _bounds(tools, climbed, bounds))
-        (out / "typed.onnx").write_bytes(serialized(halves, told))
-        for island in islands:
-            progress.current().note(f"stays FP32: {island}")
+        largest = _bounds(tools, climbed, bounds)
+        half = _typed(out, model, quantized, tools.feeder_of(candidate.model), shapes, largest, told)
     # Layers against the candidate's own float graph, whose tensors may be scaled; outputs against the given one.
     layer_db = layer_errors(feeder, Graph(candidate.model, graph.shapes), quantized, sample)
     outputs = told_outputs(feeder, held, quantized, classes=contract is None or contract.task == "classify")
-    document = {**report(tools, climbed, spec.stop_at, quantized, layer_db, outputs), "float_islands": islands}
+    document = {
+        **report(tools, climbed, spec.stop_at, quantized, layer_db, outputs),
+        "float_islands": _told(half) if half else [],
+        "typed": half.as_json() if half else None,
+    }
     (out / "quantize.json").write_text(json.dumps(document, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def typed_file(out: Path, scheme: Scheme, model: Path) -> None:
-    """Write model.onnx (a copy) and, with FP16 islands, typed.onnx without Q/DQ under `out`."""
-    (out / "model.onnx").write_bytes(model.read_bytes())
-    if scheme.islands == "float16":
-        halves, islands = typed(canonical(model), {})
-        (out / "typed.onnx").write_bytes(serialized(halves))
-        for island in islands:
-            progress.current().note(f"stays FP32: {island}")
+def typed_file(out: Path, model: Path, images: ImageSource, contract: IoContract) -> None:
+    """Write typed.onnx, a float file with FP16 islands, and typed.json under `out`."""
+    graph = canonical(model)
+    feeder = Feeder(graph, contract, images, len(images))
+    shapes, largest = observe(graph, list(feeder.feeds(feeder.sample(TYPED_IMAGES))))
+    half = _typed(out, model, graph, feeder, shapes, largest)
+    (out / "typed.json").write_text(json.dumps({**half.as_json(), "float_islands": _told(half)}, indent=1))
+
+
+def _typed(
+    out: Path, given: Path, graph: ir.Model, feeder: Feeder, shapes: Shapes, largest: dict[str, float],
+    metadata: str | None = None,
+) -> TypedFile:  # fmt: skip
+    """Write typed.onnx of a float or Q/DQ graph, proved in FP16 arithmetic on a few images.
+
+    Args:
+        given: the user's float file, which its outputs are held to.
+        feeder: of the float graph whose tensors `shapes` and `largest` tell of.
+    """
+    chosen = feeder.sample(TYPED_IMAGES)
+    feeds = list(feeder.feeds(chosen))
+    names = [value.name or "" for value in graph.graph.outputs]
+    exact = list(run_each(open_session(given), feeds))
+    single = list(run_each(open_session(graph, simulate=True), feeds))
+    measured = magnitudes(feeder.model, feeds, largest, shapes)
+    found = checked(graph, measured, Reference(feeds, len(chosen), names, exact, single))
+    (out / "typed.onnx").write_bytes(serialized(found.model, metadata))
+    for island in _told(found):
+        progress.current().note(f"stays FP32: {island}")
+    return found
+
+
+def _told(half: TypedFile) -> list[str]:
+    return [f"{name}: {why}" for name, why in half.islands.items()]
 
 
 def _bounds(tools: Tools, climbed: Climb, observed: dict[str, float]) -> dict[str, float]:

@@ -12,17 +12,20 @@ import onnx_ir as ir
 
 from edgecnn.errors import EdgeError
 from edgecnn.quantize.canonical import TYPED_OPSET, constant, opset
-from edgecnn.quantize.half import FLOAT_ONLY, LARGEST_HALF, wide_nodes
+from edgecnn.quantize.half import FLOAT_ONLY, wide_nodes
+from edgecnn.quantize.half_values import LARGEST_HALF
+from edgecnn.quantize.magnitudes import Magnitudes
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
-def typed(model: ir.Model, bounds: dict[str, float]) -> tuple[ir.Model, list[str]]:
-    """The model with FP16 islands, and what stayed FP32 as `node: why`.
+def typed(model: ir.Model, measured: Magnitudes, also: dict[str, str] | None = None) -> tuple[ir.Model, dict[str, str]]:
+    """The model with FP16 islands, and why what stayed FP32 did, by node.
 
     Args:
         model: canonical float graph, with or without Q/DQ; not changed.
-        bounds: largest magnitude seen of each tensor (calibration), by name.
+        measured: of its tensors, on calibration images.
+        also: further nodes that stay FP32, with why.
 
     Raises:
         EdgeError: the opset is below 19.
@@ -35,7 +38,7 @@ def typed(model: ir.Model, bounds: dict[str, float]) -> tuple[ir.Model, list[str
     copy = model.clone()
     graph = copy.graph
     declared = {value.name for value in graph.outputs if value.dtype == _FLOAT}
-    wide = wide_nodes(graph, bounds)
+    wide = wide_nodes(graph, measured, also or {})
     _split(graph, wide)
     halves: dict[str, ir.Value] = {}
     casts: dict[tuple[int, ir.DataType], ir.Value] = {}
@@ -60,7 +63,7 @@ def typed(model: ir.Model, bounds: dict[str, float]) -> tuple[ir.Model, list[str
     _outputs(graph, declared)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
-    return copy, [f"{name}: {why}" for name, why in wide.items() if why]
+    return copy, {name: why for name, why in wide.items() if why}
 
 
 def _split(graph: ir.Graph, wide: dict[str, str]) -> None:

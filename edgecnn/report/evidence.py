@@ -18,7 +18,7 @@ from edgecnn.data.boxes import Boxes, boxes
 from edgecnn.detect import Detections
 from edgecnn.errors import EdgeError
 from edgecnn.report import LayerError
-from edgecnn.report.stage_files import EngineFile, IndexFile, QuantizeFile, ScoreFile, SpeedFile, parsed
+from edgecnn.report.stage_files import EngineFile, IndexFile, QuantizeFile, ScoreFile, SpeedFile, TypedPart, parsed
 from edgecnn.score_boxes import read_detections
 from edgecnn.store import Artifact
 
@@ -100,6 +100,7 @@ class Measured:
     float_ms: Array  # (pairs,), empty where not measured
     int8_ms: Array
     quantize: QuantizeFile
+    float_typed: TypedPart | None  # None where the float graph is not typed
     layers: tuple[LayerError, ...]
     classes: tuple[str, ...]
     data_digest: str
@@ -125,6 +126,7 @@ def read_evidence(evidence: Evidence) -> Measured:
         float_ms=times.get("float_ms", np.empty(0)),
         int8_ms=times.get("int8_ms", np.empty(0)),
         quantize=quantize,
+        float_typed=parsed(TypedPart, typed) if (typed := evidence.base.path / "typed.json").exists() else None,
         layers=tuple(
             LayerError(**{**layer.model_dump(), "sqnr_db": finite(layer.sqnr_db)}) for layer in quantize.layers
         ),

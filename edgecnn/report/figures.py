@@ -171,6 +171,15 @@ def _quantization(measured: Measured) -> Iterator[Figure]:
         ("calibration_sqnr", "SQNR when quantized, pooled", found.sqnr_db),
     ):
         yield _figure("quantization", name, title, finite(value), "dB", compared)
+    for name, title, typed in (
+        ("typed_sqnr", "SQNR of the typed file in FP16 arithmetic", found.typed),
+        ("float_typed_sqnr", "SQNR of the float typed file in FP16 arithmetic", measured.float_typed),
+    ):
+        if typed is not None and typed.sqnr_db is not None:
+            how = f"{typed.images:,} calibration images · worst output · {typed.accumulation} accumulation"
+            if typed is found.typed and typed.fp32_sqnr_db is not None:
+                how += f" · {typed.fp32_sqnr_db:.1f} dB in FP32"
+            yield _figure("quantization", name, title, finite(typed.sqnr_db), "dB", how)
     if found.layers:
         in_float = sum(not layer.int8 for layer in found.layers)
         yield _figure(

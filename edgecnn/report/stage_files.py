@@ -184,6 +184,15 @@ class RecoveryPart(_File):
     notes: tuple[str, ...] = ()
 
 
+class TypedPart(_File):
+    """A typed graph in FP16 arithmetic against the float file; of the output that FP16 costs most."""
+
+    images: int
+    sqnr_db: float | None = None
+    fp32_sqnr_db: float | None = None  # the same graph in FP32
+    accumulation: str = "FP32"
+
+
 class QuantizeFile(_File):
     """quantize.json."""
 
@@ -199,6 +208,7 @@ class QuantizeFile(_File):
     compared_images: int = 0
     compared_held: bool = False
     warnings: tuple[str, ...] = ()
+    typed: TypedPart | None = None
     ladder: tuple[RungPart, ...] = ()
     recovery: RecoveryPart = RecoveryPart()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +69,10 @@ class Net:
         bias = self.constant("head.bias", np.zeros(classes, np.float32))
         return self.op("Gemm", flat, weight, bias, name="head", transB=1)
 
-    def model(self, output: str, rank: int = 2) -> onnx.ModelProto:
+    def model(self, output: str, rank: int = 2, inputs: Sequence[onnx.ValueInfoProto] = ()) -> onnx.ModelProto:
         image = helper.make_tensor_value_info("image", TensorProto.FLOAT, self.shape)
         result = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch"] + [None] * (rank - 1))
-        graph = helper.make_graph(self.nodes, "net", [image], [result], self.weights)
+        graph = helper.make_graph(self.nodes, "net", [image, *inputs], [result], self.weights)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=9)
         onnx.checker.check_model(made)
         return made

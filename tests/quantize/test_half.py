@@ -82,9 +82,10 @@ def test_an_epsilon_that_fp16_rounds_to_zero_stays_float32(tmp_path: Path) -> No
     unit = net.op("Div", stem, length, name="unit")
     path = net.save(tmp_path / "m.onnx", net.head(net.conv(unit, 16, 16, name="c"), 16))
     _, report = quantized(tmp_path, path)
-    assert report["float_islands"] == ["safe: `eps` is at most 1e-12, too small for FP16"]
-    (got,) = run(open_session(tmp_path / "typed.onnx", simulate=True), contract().feed(pictures(2).images))
-    assert np.isfinite(got).all()
+    told = report["float_islands"]
+    assert "safe: `eps` is at most 1e-12, too small for FP16" in told  # type: ignore[operator]
+    # The square root is taken of it, and the square underflows where the epsilon does.
+    assert {text.split(":")[0] for text in told} == {"safe", "sqrt4", "mul2"}  # type: ignore[attr-defined]
 
 
 def test_values_near_the_end_of_fp16_are_not_risked(tmp_path: Path) -> None:

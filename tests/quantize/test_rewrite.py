@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from quantize_graphs import ARM, CPU, CPU_7BIT, TENSORRT, Net, Pictures, contract, pictures, residual_net
 
+from edgecnn.data.index import write_shards
 from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError
 from edgecnn.quantize import quantize_model, typed_float
@@ -224,13 +225,23 @@ def test_typed_float_has_no_qdq(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
     residual_net(plain / "model.onnx")
-    typed_float(tmp_path, TENSORRT, Artifact("export", "key", plain))
+    model = onnx.load(str(plain / "model.onnx"))
+    model.metadata_props.add(key="edgecnn.io", value=contract().model_dump_json())
+    onnx.save(model, str(plain / "model.onnx"))
+    images = Artifact("data", "key", tmp_path / "data")
+    images.path.mkdir()
+    write_shards(images.path, "calibrate", 8, pictures(8).images)
+    typed_float(tmp_path, TENSORRT, Artifact("export", "key", plain), images)
+    told = json.loads((tmp_path / "typed.json").read_text())
+    assert told["images"] == 8
+    assert told["sqnr_db"] > 40
+    assert told["float_islands"] == []
     assert (tmp_path / "model.onnx").read_bytes() == (plain / "model.onnx").read_bytes()
     model = onnx.load(str(tmp_path / "typed.onnx"))
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in model.graph.node}
     assert TensorProto.FLOAT not in float_types(model).values()
     (tmp_path / "cpu").mkdir()
-    typed_float(tmp_path / "cpu", CPU, Artifact("export", "key", plain))
+    typed_float(tmp_path / "cpu", CPU, Artifact("export", "key", plain), images)
     assert [path.name for path in (tmp_path / "cpu").iterdir()] == ["model.onnx"]
 
 

@@ -1,0 +1,137 @@
+"""The typed graph is run in FP16 arithmetic on a few images, and what is FP32 in it grows until its answers hold.
+
+What FP16 cannot hold is decided from values that a few images showed (`half`); this is the proof. Every output is held
+to the float file that was given, beside the same graph in FP32. Where FP16 loses more than that, the operators at which
+the error arises become FP32, then everything but the layers, then the whole graph, which is the FP32 graph itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgecnn import progress
+from edgecnn.quantize.blame import blamed
+from edgecnn.quantize.magnitudes import Magnitudes
+from edgecnn.quantize.placement import LAYERS
+from edgecnn.quantize.rounded import rounded
+from edgecnn.quantize.sessions import Feeds, open_session, run_each
+from edgecnn.quantize.typed import typed
+from edgecnn.stats import Sqnr, powers, sqnr
+
+IMAGES = 8
+ACCUMULATION = "FP32"  # inside an operator; its result is rounded to FP16
+WANTED_DB, ALLOWED_DB = 1.0, 3.0  # worse than FP32: above the first, FP32 grows; above the second, the graph is refused
+CLEAN_DB = 40.0  # FP16 alone reaches 50 to 70: what is above this is not asked for more
+_ROUNDS = 4
+_GAIN_DB = 0.5  # what more FP32 must bring: integers that flip at a rounding edge move the SQNR by tenths
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """One output against the float file, SQNR in dB over all images and the median of one image each."""
+
+    name: str
+    sqnr_db: float
+    median_db: float
+    fp32_sqnr_db: float  # the same graph in FP32
+    fp32_median_db: float
+
+    @property
+    def lost_db(self) -> float:
+        """How much FP16 costs; what is clean costs nothing."""
+        pairs = ((self.sqnr_db, self.fp32_sqnr_db), (self.median_db, self.fp32_median_db))
+        return max(0.0, *(min(exact, CLEAN_DB) - found for found, exact in pairs))
+
+
+@dataclass(frozen=True)
+class TypedFile:
+    """A typed graph, what stayed FP32 in it and why, and what its FP16 arithmetic makes of the images."""
+
+    model: ir.Model
+    islands: dict[str, str]
+    outputs: tuple[OutputError, ...]
+    images: int
+
+    @property
+    def lost_db(self) -> float:
+        """Of the worst output."""
+        return max((output.lost_db for output in self.outputs), default=0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """What quantize.json and typed.json tell. The SQNR is of the output that lost most; of equals the noisiest."""
+        worst = max(self.outputs, key=lambda output: (output.lost_db, -output.sqnr_db), default=None)
+        return {
+            "arithmetic": "FP16",
+            "accumulation": ACCUMULATION,
+            "images": self.images,
+            "sqnr_db": worst.sqnr_db if worst else None,
+            "fp32_sqnr_db": worst.fp32_sqnr_db if worst else None,
+            "lost_db": round(self.lost_db, 2),
+            "outputs": [asdict(output) for output in self.outputs],
+        }
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The outputs of the file that was given, and of the graph in FP32, on the same feeds."""
+
+    feeds: list[Feeds]
+    images: int
+    names: list[str]
+    given: list[list[np.ndarray]]
+    fp32: list[list[np.ndarray]]
+
+
+def checked(model: ir.Model, measured: Magnitudes, reference: Reference) -> TypedFile:
+    """The typed graph of a float or Q/DQ graph, proved on the reference's images."""
+    also: dict[str, str] = {}
+    best: TypedFile | None = None
+    for _ in range(_ROUNDS):
+        found = _evaluated(model, measured, also, reference)
+        if best is None or found.lost_db < best.lost_db - _GAIN_DB:
+            best = found
+        if found.lost_db <= WANTED_DB:
+            return found
+        more = blamed(model, found.model, reference.feeds[:2], also)
+        if not more:
+            break
+        also |= more
+    assert best is not None
+    why = "in FP16 the answers were not those of FP32"
+    if best.lost_db > ALLOWED_DB:
+        others = {node.name or "": why for node in model.graph if node.op_type not in LAYERS}
+        best = _evaluated(model, measured, others, reference)
+    if best.lost_db > ALLOWED_DB:
+        everything = {node.name or "": why for node in model.graph}
+        best = _evaluated(model, measured, everything, reference)
+        progress.current().note("the typed graph is FP32 throughout: in FP16 its answers were not those of FP32")
+    elif best.lost_db > WANTED_DB:
+        progress.current().note(f"the typed graph's FP16 costs {best.lost_db:.1f} dB of SQNR against FP32")
+    return best
+
+
+def _evaluated(model: ir.Model, measured: Magnitudes, also: dict[str, str], reference: Reference) -> TypedFile:
+    graph, islands = typed(model, measured, also)
+    session = open_session(rounded(graph), simulate=True)
+    answers = list(progress.track(run_each(session, reference.feeds), "typed file in FP16", len(reference.feeds)))
+    return TypedFile(graph, islands, tuple(_errors(reference, answers)), reference.images)
+
+
+def _errors(reference: Reference, answers: list[list[np.ndarray]]) -> Iterator[OutputError]:
+    for number, name in enumerate(reference.names):
+        exact = [each[number] for each in reference.given]
+        if all(isinstance(values, np.ndarray) and values.dtype.kind in "fiub" for values in exact):
+            half = _sqnr(exact, [each[number] for each in answers])
+            single = _sqnr(exact, [each[number] for each in reference.fp32])
+            yield OutputError(name, half.pooled, half.median, single.pooled, single.median)
+
+
+def _sqnr(exact: list[np.ndarray], found: list[np.ndarray]) -> Sqnr:
+    """Of one output, image by image; indices count as the numbers that they are."""
+    pairs = [powers(want[None].astype(np.float64), got[None]) for want, got in zip(exact, found, strict=True)]
+    return sqnr([float(signal[0]) for signal, _ in pairs], [float(noise[0]) for _, noise in pairs])

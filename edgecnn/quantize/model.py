@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx_ir as ir
+
 from edgecnn import progress
 from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError

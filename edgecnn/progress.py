@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
+from edgecnn.errors import printable
+
 T = TypeVar("T")
 
 
@@ -57,7 +59,7 @@ class Plain:
         task.finish()
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class _PlainTask:
@@ -90,8 +92,8 @@ class Bars:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("{task.description:<16}"), BarColumn(), TextColumn("{task.fields[amount]:>12}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+            TextColumn("{task.description:<16}", markup=False), BarColumn(), TextColumn("{task.fields[amount]:>12}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
         )  # fmt: skip
         self.console = Console(stderr=True)
         self.rich = Progress(*columns, console=self.console, transient=True)
@@ -102,7 +104,7 @@ class Bars:
         if self.open == 0:
             self.rich.start()
         self.open += 1
-        number = self.rich.add_task(name, total=total, amount="", text="")
+        number = self.rich.add_task(printable(name), total=total, amount="", text="")
         try:
             yield _BarTask(self, number, total)
         finally:
@@ -112,7 +114,7 @@ class Bars:
                 self.rich.stop()
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class _BarTask:
@@ -121,7 +123,7 @@ class _BarTask:
 
     def update(self, done: float, text: str = "") -> None:
         amount = f"{done:g}/{self.total:g}" if self.total else f"{done:g}"
-        self.bars.rich.update(self.number, completed=done, amount=amount, text=text)  # type: ignore[arg-type]  # a rich TaskID
+        self.bars.rich.update(self.number, completed=done, amount=amount, text=printable(text))  # type: ignore[arg-type]  # a rich TaskID
 
 
 _current: ContextVar[Progress] = ContextVar("progress")

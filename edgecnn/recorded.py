@@ -24,19 +24,28 @@ class Recorded:
         files: answer files that hold images 0 to `count`, each once, in order.
         count: how many images were scored.
         how: what computed, and where.
+        names: of the model's outputs.
 
     Raises:
-        EdgeError: images are missing or doubled.
+        EdgeError: images are missing or doubled, or other outputs were answered.
     """
 
     inputs: tuple[TensorInfo, ...] = ()  # any batch fits: nothing is computed here
 
-    def __init__(self, files: Sequence[Path], count: int, how: str) -> None:
+    def __init__(self, files: Sequence[Path], count: int, how: str, names: Sequence[str]) -> None:
         self.files, self.count, self.how = tuple(files), count, how
         self.starts: list[int] = []
         expected = 0
+        known: dict[str, tuple[int, ...]] = {}
         for file in self.files:
-            rows = read_answers(file).rows
+            answers = read_answers(file)
+            rows, shapes = answers.rows, {name: values.shape[1:] for name, values in answers.outputs.items()}
+            if sorted(shapes) != sorted(names) or shapes != (known := known or shapes):
+                raise EdgeError(
+                    f"the board's answers do not fit together: `{file.name}` holds outputs {shapes}, expected were"
+                    f" {known or list(names)}",
+                    "score again",
+                )
             if not np.array_equal(rows, np.arange(expected, expected + len(rows))):
                 raise EdgeError(
                     f"the board's answers do not fit together: `{file.name}` holds images {_span(rows)}, expected was"

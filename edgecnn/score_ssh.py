@@ -72,7 +72,7 @@ def score_on(
     how = ", ".join(dict.fromkeys(one["how"] for one in done))
     by_board = _count_by_board(done)
     files = [folder / name for one in done for name in one["files"]]
-    recorded = Recorded(files, count, f"{how}, on {_boards_text(by_board)}")
+    recorded = Recorded(files, count, f"{how}, on {_boards_text(by_board)}", [one.name for one in contract.outputs])
     score_here(recorded, graph, data, spec, out, simulate=False, detail=detail, images=recorded)
     content = json.loads((out / "score.json").read_text())
     content |= {"seconds": round(time.monotonic() - start, 3), "boards": by_board}
@@ -133,9 +133,9 @@ def _kept(folder: Path, piece: Piece) -> Json | None:
     """The note of a piece that is whole."""
     try:
         note: Json = json.loads(_note(folder, piece).read_text())
-    except (OSError, ValueError):
+        return note if all((folder / name).is_file() for name in note["files"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return note if all((folder / name).is_file() for name in note["files"]) else None
 
 
 def _count_by_board(done: list[Json]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgecnn import progress
+from edgecnn.agent.answers import read_arrays
 from edgecnn.agent.files import digest_of
 from edgecnn.backends import engine_io, jobs, rtx_gpus, trt
 from edgecnn.backends.engine_io import EngineCheck
@@ -230,8 +231,7 @@ def _time(board: Board, profile: DeviceProfile, job: Json, files: tuple[Path, Pa
     folder = out / f"pairs-{hashlib.sha256(board.host.encode()).hexdigest()[:12]}"
     folder.mkdir(exist_ok=True)
     answer = board.run({**job, "first": ready[0], "second": ready[1]}, inputs, out=folder, step="time")
-    with np.load(folder / "pairs.npz", allow_pickle=False) as file:
-        pairs = {name: file[name] for name in file.files}
+    pairs = _read_pairs(folder / "pairs.npz", answer["conditions"]["pairs"], board.host)
     shutil.rmtree(folder)
     # The verdict is of the engine alone; the same with its transfers, and from images to outputs, stand beside it.
     sides = {
@@ -243,6 +243,27 @@ def _time(board: Board, profile: DeviceProfile, job: Json, files: tuple[Path, Pa
         mended = "the next job there restores them"
         progress.current().note(f"{board.host}: its power mode or clocks are not restored yet: {mended}")
     return PairTimes(pairs["first_ms"], pairs["second_ms"], {**answer["conditions"], **sides})
+
+
+def _read_pairs(path: Path, count: int, host: str) -> dict[str, Any]:
+    """Milliseconds of each pair: `first_ms` and `second_ms`, float64 (count,), and those of the other ways to time.
+
+    Raises:
+        EdgeError: they aren't there, not as many as the board said, or no times.
+    """
+    try:
+        pairs = read_arrays(path)
+        if not pairs.keys() >= {"first_ms", "second_ms"} or len(pairs["first_ms"]) != count:
+            raise ValueError(f"it holds {', '.join(map(repr, pairs))[:200]}, not {count} pairs")
+        for name, values in pairs.items():
+            other = name.replace("second", "first")
+            if values.dtype != np.float64 or values.ndim != 1 or not len(values) or len(values) != len(pairs[other]):
+                raise ValueError(f"`{name}` is {values.dtype} {values.shape}")
+            if not np.all(np.isfinite(values)) or np.any(values <= 0):
+                raise ValueError(f"`{name}` has times that are not above 0 ms")
+    except (ValueError, KeyError, TypeError) as error:
+        raise EdgeError(f"`{host}` answers with pairs that cannot be read: {error}", "run it again") from error
+    return pairs
 
 
 def _summary(times: PairTimes) -> Json:

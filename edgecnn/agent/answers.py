@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecnn.errors import EdgeError
+
+MOST_ANCHORS = 1 << 22  # of an image: a detector at 2,048 px has 86,016
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,22 @@ def write_answers(path: Path, answers: Answers) -> None:
     os.replace(partial, path)
 
 
+def read_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of an .npz file that a board wrote: no objects, nothing compressed, so nothing larger than the file.
+
+    Raises:
+        ValueError: it isn't such a file; whatever makes numpy or zipfile fail is told as this.
+    """
+    try:
+        with zipfile.ZipFile(path) as stored:
+            if any(one.compress_type != zipfile.ZIP_STORED for one in stored.infolist()):
+                raise ValueError("it is compressed")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # of a damaged header: SyntaxError, OverflowError, MemoryError and others
+        raise ValueError(f"it is damaged: {error}") from error
+
+
 def read_answers(path: Path) -> Answers:
     """Read what `write_answers` wrote.
 
@@ -103,10 +121,31 @@ def read_answers(path: Path) -> Answers:
         EdgeError: it isn't such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            outputs = {str(name): file[f"output_{number}"] for number, name in enumerate(file["names"])}
-            if "anchors" not in file:
-                return Answers(file["rows"], outputs)
-            return Answers(file["rows"], outputs, file["offsets"], file["anchors"], int(file["anchor_count"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+        names = [str(name) for name in np.atleast_1d(arrays["names"])]
+        answers = Answers(arrays["rows"], {name: arrays[f"output_{number}"] for number, name in enumerate(names)})
+        if "anchors" in arrays:
+            count = int(arrays["anchor_count"])
+            answers = replace(answers, offsets=arrays["offsets"], anchors=arrays["anchors"], anchor_count=count)
+        _check(answers)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise EdgeError(f"`{path}` holds no answers of a model: {error}", "score again") from error
+    return answers
+
+
+def _check(answers: Answers) -> None:
+    """Whether the parts fit together; ValueError."""
+    indices = [answers.rows, *(one for one in (answers.offsets, answers.anchors) if one is not None)]
+    if any(one.dtype != np.int64 or one.ndim != 1 for one in indices):
+        raise ValueError("its numbers of images or anchors are not whole numbers")
+    expected = len(answers.rows)
+    if answers.offsets is not None and answers.anchors is not None:
+        expected, offsets = len(answers.anchors), answers.offsets
+        whole = len(offsets) == len(answers.rows) + 1 and offsets[0] == 0 and offsets[-1] == expected
+        if not whole or np.any(np.diff(offsets) < 0) or not 0 <= answers.anchor_count <= MOST_ANCHORS:
+            raise ValueError("its candidates do not belong to its images")
+        if np.any(answers.anchors < 0) or np.any(answers.anchors >= answers.anchor_count):
+            raise ValueError("its candidates have anchors that are not there")
+    for name, values in answers.outputs.items():
+        if values.dtype.kind not in "fiub" or values.ndim == 0 or len(values) != expected:
+            raise ValueError(f"output `{name}` is {values.dtype} {values.shape}, for {expected} rows")

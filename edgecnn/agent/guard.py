@@ -40,6 +40,7 @@ from edgecnn.errors import EdgeError
 TERM_S = 2.0  # between SIGTERM and SIGKILL
 RESTORE_S = 60.0  # nvpmodel and jetson_clocks take seconds; after this the keeper is left to itself
 SAY_EVERY_S = 5.0
+ALIVE = b'{"alive": 1}\n'  # the host gives up a job that says nothing at all
 
 
 def guard(cache: Cache, pyz: Path, name: str) -> int:
@@ -212,9 +213,13 @@ class _Role:
             HostGone: see Life.wait.
         """
         limit = None if seconds is None else time.monotonic() + seconds
+        said = time.monotonic()
         self.life.watch(self.stdout)
         try:
             while limit is None or time.monotonic() < limit:
+                if time.monotonic() - said >= SAY_EVERY_S:
+                    said = time.monotonic()
+                    self.out.put(ALIVE, droppable=True)
                 if self.stdout not in self.life.wait(1.0):
                     continue
                 content = os.read(self.stdout, 65536)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from contextlib import ExitStack
-from typing import Any
 
 from edgecnn import progress
+from edgecnn.board.replies import BadAnswer, JobFailed, Json, Line, read_line
 from edgecnn.board.shell import Exit
-from edgecnn.errors import EdgeError
 
-Json = dict[str, Any]
-
-
-class JobFailed(EdgeError):
-    """The board is there and said no. `kind`: the agent's one word for why, as `lock`, `killed`, `disk-full`."""
-
-    def __init__(self, kind: str, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
-        self.kind = kind
+MOST_NOTES, MOST_TASKS = 10_000, 100
+FOREIGN_BYTES, OWN_BYTES = 4 << 20, 64 << 20  # of one job's output: banners and the like, and the agent's lines
 
 
 class Answer:
-    """Reads the agent's lines: shows progress and notes, keeps the last word."""
+    """Reads the agent's lines: shows progress and notes, keeps the last word. `heard` counts its messages."""
 
     def __init__(self) -> None:
         self.stack = ExitStack()
         self.tasks: dict[str, progress.Task] = {}
-        self.last: Json | None = None
+        self.last: Line | None = None
+        self.heard = self.notes = self.foreign = self.own = 0
 
     def __enter__(self) -> Answer:
         return self
@@ -37,32 +29,49 @@ class Answer:
         self.stack.close()
 
     def take(self, line: bytes) -> None:
-        """One line of stdout; what isn't the agent's is passed over, a login shell's banner before it on a line too."""
-        message = _message(line)
+        """One line of stdout; what isn't the agent's is passed over, a login shell's banner before it on a line too.
+
+        Raises:
+            BadAnswer: it says what our agent never says, or far too much.
+        """
+        message = read_line(line)
+        if message is None:
+            self.foreign += len(line) + 1
+        else:
+            self.own += len(line)
+            self._show(message)
+        if self.foreign > FOREIGN_BYTES or self.own > OWN_BYTES or self.notes > MOST_NOTES:
+            raise BadAnswer("it goes on and on")
+
+    def _show(self, message: Line) -> None:
+        self.heard += 1
         shown = progress.current()
-        if "task" in message:
-            name = str(message["task"])
-            if name not in self.tasks:
-                self.tasks[name] = self.stack.enter_context(shown.task(name, message.get("total")))
-            self.tasks[name].update(float(message.get("done") or 0), str(message.get("text", "")))
-        elif "note" in message:
-            shown.note(str(message["note"]))
-        elif "result" in message or "error" in message:
+        if message.task is not None:
+            if message.task not in self.tasks:
+                if len(self.tasks) == MOST_TASKS:
+                    raise BadAnswer("it goes on and on")
+                self.tasks[message.task] = self.stack.enter_context(shown.task(message.task, message.total))
+            self.tasks[message.task].update(message.done or 0.0, message.text)
+        elif message.note is not None:
+            self.notes += 1
+            shown.note(message.note)
+        elif message.result is not None or message.error is not None:
             self.last = message
 
-    def result(self, ended: Exit, address: str) -> Json:
-        """The result.
+    def result(self, ended: Exit | None, address: str) -> Json:
+        """The result, as it was said.
+
+        Args:
+            ended: how the agent ended; None where it was ended after its last word.
 
         Raises:
             JobFailed: an error, or no last word.
         """
-        if self.last is not None and isinstance(self.last.get("result"), dict):
-            result: Json = self.last["result"]
-            return result
+        if self.last is not None and self.last.error is None and self.last.result is not None:
+            return self.last.result
         if self.last is not None:
-            raise JobFailed(
-                str(self.last.get("kind", "failed")), str(self.last.get("error")), str(self.last.get("hint", ""))
-            )
+            raise JobFailed(self.last.kind, self.last.error or "", self.last.hint)
+        ended = ended or Exit(None, None, "")
         said = f"the end of what it said:\n{ended.log}" if ended.log else "it said nothing"
         if ended.code == 127:
             raise JobFailed(
@@ -81,16 +90,3 @@ class Answer:
         if ended.code == 2 and "No such file" in ended.log:
             raise JobFailed("agent-absent", "the agent is not on the board any more", said)
         raise JobFailed("no-answer", f"the agent ended with code {ended.code} and no answer", said)
-
-
-def _message(line: bytes) -> Json:
-    """The JSON object that ends a line; {} when there is none."""
-    start = line.find(b'{"')
-    while start >= 0:
-        try:
-            message: Json = json.loads(line[start:])
-        except (ValueError, RecursionError):
-            start = line.find(b'{"', start + 1)
-        else:
-            return message
-    return {}

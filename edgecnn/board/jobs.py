@@ -13,16 +13,17 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecnn import progress
-from edgecnn.board.answer import Answer, JobFailed
+from edgecnn.board.answer import Answer
 from edgecnn.board.background import Background
 from edgecnn.board.limits import LinkLimits
-from edgecnn.board.shell import ROOT, FileRefused, Files, LinkLost, Shell, Unreachable
+from edgecnn.board.replies import JobFailed, read_reply
+from edgecnn.board.shell import ROOT, Exit, FileRefused, Files, LinkLost, Shell, Unreachable
 from edgecnn.board.transfer import FILES, Accept, fetch, make_room, refused, remove_tree, send
 from edgecnn.errors import EdgeError
 
@@ -34,6 +35,7 @@ CONFIG_VARIABLE = "EDGECNN_SSH_CONFIG"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # Answers after which sending again and running again is the remedy; the last three, the agent itself.
 SEND_AGAIN = ("absent", "damaged", "agent-absent", "agent-damaged", "no-answer")
+TICK_S = 0.5  # between two looks at whether the agent says anything
 Json = dict[str, Any]
 
 
@@ -226,12 +228,40 @@ class Board:
         await self._written(shell.files, write, "the job cannot be written to")
         command = f"python3 -u {ROOT}/agents/{self.agent.sha256}.pyz {name}"
         with Answer() as answer:
-            ended = await shell.run(command, beat_s=self.limits.beat_s, on_line=answer.take)
-        result = answer.result(ended, self.host)
+            run = shell.run(command, beat_s=self.limits.beat_s, on_line=answer.take)
+            result = read_reply(str(job["do"]), answer.result(await self._heard(run, answer), self.host))
         if out is not None and result.get("files"):
             await fetch(shell.files, self.host, f"{folder}/out", result["files"], out)
         await remove_tree(shell.files, folder, ("out",))
         return result
+
+    async def _heard(self, run: Coroutine[Any, Any, Exit], answer: Answer) -> Exit | None:
+        """Wait for the agent's end as long as it says something; None where only its end failed to come.
+
+        Silence is counted in ticks of this loop, not by the clock: see `Life.watch`.
+
+        Raises:
+            JobFailed: it said nothing for `answer_s`: it hangs, or something else runs in its place.
+        """
+        work = asyncio.ensure_future(run)
+        heard, silent = -1, 0
+        try:
+            while not (await asyncio.wait({work}, timeout=TICK_S))[0]:
+                silent = silent + 1 if heard == answer.heard else 0
+                heard = answer.heard
+                if answer.last is not None and silent * TICK_S > self.limits.stop_s:
+                    return None
+                if silent * TICK_S > self.limits.answer_s:
+                    raise JobFailed(
+                        "silent", f"the agent has said nothing for {self.limits.answer_s:g} s",
+                        "look at what runs there (`top`): the board may be out of memory, or its python3 hangs; a slow "
+                        "board: --link answer_s=120",
+                    )  # fmt: skip
+            return work.result()
+        finally:
+            if not work.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
 
     def _diagnosed(self, lost: LinkLost, step: str) -> LinkLost:
         """A lost link with what one look at the board tells: it rebooted, is there again, or is gone."""

@@ -11,15 +11,16 @@ from edgecnn.errors import EdgeError
 
 @dataclass(frozen=True)
 class LinkLimits:
-    """Time limits of a link, in seconds. A fault is an error after `connect_s`, or `silence_s` and `look_s`.
+    """Time limits of a link, in seconds. A fault is an error after `connect_s`, `silence_s` + `look_s` or `answer_s`.
 
     Each can be set by an environment variable: EDGECNN_CONNECT_S, EDGECNN_SILENCE_S, EDGECNN_LOOK_S,
-    EDGECNN_HEARTBEAT_S, EDGECNN_STOP_S.
+    EDGECNN_ANSWER_S, EDGECNN_HEARTBEAT_S, EDGECNN_STOP_S.
     """
 
     connect_s: float = 10.0  # from the name to a logged-in session and its file server
     silence_s: float = 7.0  # no byte from the board for so long: the link is dead
     look_s: float = 5.0  # for a look at what became of a board whose link was lost
+    answer_s: float = 30.0  # no word from the agent, which tells every few seconds that it is alive
     heartbeat_s: float = 6.0  # no byte from the host for so long: the board ends the job
     stop_s: float = 5.0  # after Ctrl-C, how long the board may take to end the job
 

@@ -20,6 +20,7 @@ from edgecnn.board.shell import FileRefused, Space, Used
 
 T = TypeVar("T")
 BANNER_BYTES = 1 << 16
+MOST_NAMES = 100_000  # in one folder
 READ_ONLY = 1  # SSH_FXE_STATVFS_ST_RDONLY
 
 
@@ -49,7 +50,9 @@ class _AfterBanner:
             banner += byte
             if not byte or len(banner) > BANNER_BYTES:
                 said = banner.decode(errors="replace").strip().splitlines()
-                raise asyncssh.SFTPConnectionLost(f"the login shell said `{said[-1]}`" if said else "it ended at once")
+                raise asyncssh.SFTPConnectionLost(
+                    f"the login shell said `{said[-1][:200]}`" if said else "it ended at once"
+                )
         self.started = True
         return byte + await self.reader.readexactly(count - 1)
 
@@ -115,6 +118,8 @@ class Sftp:
                     pace.arrived(count)
                     sink.write(data)
                     on_bytes(len(data))
+                    if len(data) > count:
+                        raise FileRefused(remote, "failed", "the board sends more bytes than it was asked for")
                     if len(data) < count:
                         return  # the file ends here
         finally:
@@ -157,12 +162,20 @@ class Sftp:
     async def names(self, remote: str) -> list[str]:
         """See Files."""
         try:
-            found = await self._answer(remote, self.client.listdir(remote))
+            found = await self._answer(remote, self._listed(remote))
         except FileRefused as error:
             if error.kind == "missing":
                 return []
             raise
-        return sorted(str(name) for name in found if name not in (".", ".."))
+        return sorted(name for name in found if name not in (".", ".."))
+
+    async def _listed(self, remote: str) -> list[str]:
+        found = []
+        async for entry in self.client.scandir(remote):
+            found.append(str(entry.filename))
+            if len(found) > MOST_NAMES:
+                raise FileRefused(remote, "failed", f"it lists more than {MOST_NAMES:,} names")
+        return found
 
     async def rename(self, remote: str, to: str) -> None:
         """See Files."""

@@ -19,12 +19,13 @@ import asyncssh
 
 from edgecnn.board.life import Life
 from edgecnn.board.limits import LinkLimits
+from edgecnn.board.replies import BadAnswer
 from edgecnn.board.sftp import Sftp, start_sftp
 from edgecnn.board.shell import Exit, Unreachable
 from edgecnn.board.ssh_options import Address, login_of, refusal_of
 
 LOG_BYTES = 4096  # of stderr
-LINE_BYTES = 16 << 20  # a longer line is not ours
+LINE_BYTES = 1 << 20  # a longer line is not our agent's
 
 
 async def connect(host: str, limits: LinkLimits, config: Path | None = None) -> Ssh:
@@ -161,7 +162,7 @@ class _Lines:
         for line in lines:
             self.on_line(line)
         if len(self.rest) > LINE_BYTES:
-            self.rest = b""
+            raise BadAnswer(f"a line of more than {LINE_BYTES >> 20} MiB")
 
     def end(self) -> None:
         """What came after the last newline."""

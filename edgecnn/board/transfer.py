@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import re
+import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from edgecnn.board.shell import ROOT, FileRefused, Files
 from edgecnn.errors import EdgeError
 
 FILES = f"{ROOT}/files"
-NAME = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]*")  # of a file that a board may make here
-DIGEST = re.compile(r"[0-9a-f]{64}")
 SPARE_BYTES = 16 << 20  # left on the board's disk
 Json = dict[str, Any]
 Accept = Callable[[list[Json]], Awaitable[Json]]
@@ -149,15 +147,20 @@ async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json],
         files: of the board.
         address: the board's name for messages.
         folder: theirs on the board.
-        wanted: name, sha256, size of each. Names are plain: no folders.
+        wanted: name, sha256, size of each, checked by `read_reply`: plain names, no folders.
         out: a folder here. A `.part` of an earlier, broken call is continued.
 
     Raises:
         EdgeError: a file is missing, or not what was said.
         LinkLost: the link broke; what came stays as `.part`.
     """
-    plain = [_plain(one, address) for one in wanted]
-    total = sum(size for *_, size in plain)
+    plain = [(one["name"], one["sha256"], one["size"]) for one in wanted]
+    total, free = sum(size for *_, size in plain), shutil.disk_usage(out).free
+    if total > free:
+        raise EdgeError(
+            f"`{address}` answers with {total / 1e6:,.0f} MB, and `{out}` has room for {free / 1e6:,.0f} MB",
+            "free some disk here: `edgecnn clean`",
+        )
     with _counted(f"from {address}", total) as count:
         for name, digest, size in plain:
             for _ in range(2):
@@ -177,18 +180,6 @@ async def fetch(files: Files, address: str, folder: str, wanted: Sequence[Json],
                 part.unlink()
             else:
                 raise EdgeError(f"`{name}` of `{address}` is not what the board said it is", "run it again")
-
-
-def _plain(one: Json, address: str) -> tuple[str, str, int]:
-    """(name, SHA-256, bytes) of a file, all of which a board has chosen: two become paths here, one a length."""
-    name, digest, size = one.get("name"), one.get("sha256"), one.get("size")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise EdgeError(f"`{address}` answers with a file of odd name: {name!r}", "its agent is not ours")
-    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-        raise EdgeError(f"`{address}` answers with a file of odd SHA-256: {digest!r}", "its agent is not ours")
-    if not isinstance(size, int) or size < 0:
-        raise EdgeError(f"`{address}` answers with a file of odd size: {size!r}", "its agent is not ours")
-    return name, digest, size
 
 
 async def remove_tree(files: Files, folder: str, below: Sequence[str] = ()) -> None:

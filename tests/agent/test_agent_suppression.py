@@ -74,7 +74,8 @@ def test_a_board_finds_what_is_found_here(inside: bool, tmp_path: Path) -> None:
         keep={"task": "detect", "confidence": spec.confidence},
     )  # fmt: skip
     answer = job.wait()["result"]
-    recorded = Recorded([job.folder / "out" / one["name"] for one in answer["files"]], COUNT, "on a board")
+    names = [one.name for one in contract.outputs]
+    recorded = Recorded([job.folder / "out" / one["name"] for one in answer["files"]], COUNT, "on a board", names)
     none = np.zeros(0, np.int64)
     truth = Boxes(
         np.zeros(COUNT + 1, np.int64), np.zeros((0, 4), np.float32), none, none.astype(bool),

@@ -9,13 +9,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Connect
+from conftest import QUICK, Connect
 from models import SLOW_ENGINES, Job, answers, compile_job, score_job, time_job
 from sshd import Sshd
 
@@ -206,6 +206,27 @@ def test_an_old_python(connect: Connect, server: Sshd) -> None:
     ) as caught:
         connect()
     assert caught.value.kind == "python-too-old"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("sleep 60", "the agent has said nothing for 1 s"),
+        ("cat /dev/zero", "a line of more than 1 MiB"),
+        ("yes", "it goes on and on"),
+        ("""yes '{"note": "still here"}'""", "it goes on and on"),
+        (r"""printf '{"result": {}}\n'; sleep 60""", "`agent`: Field required"),
+        (r"""printf '{"result": {"agent": NaN}}\n'""", "NaN in place of a number"),
+    ],
+)
+def test_something_else_answers_in_the_agents_place(connect: Connect, server: Sshd, script: str, said: str) -> None:
+    server.add_program("python3", script)
+    start = time.monotonic()
+    with pytest.raises(JobFailed) as caught:
+        connect(limits=replace(QUICK, answer_s=1.0, stop_s=1.0))
+    assert caught.value.message.startswith("describe on `board`: ")
+    assert said in caught.value.message
+    assert time.monotonic() - start < 10
 
 
 def test_no_numpy(connect: Connect, server: Sshd) -> None:

@@ -23,6 +23,7 @@ from edgecnn.agent.pack import pack_agent
 from edgecnn.board import transfer
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
+from edgecnn.board.replies import read_reply
 from edgecnn.board.shell import LinkLost
 from edgecnn.disk import drop_but_resume
 from edgecnn.errors import EdgeError
@@ -217,17 +218,16 @@ def test_a_fetch_is_checked(connect: Connect, server: Sshd, tmp_path: Path) -> N
         *(("size", size) for size in (-1, "1", 1.5, None)),
     ],
 )
-def test_a_board_cannot_choose_where_a_file_goes(connect: Connect, tmp_path: Path, what: str, odd: object) -> None:
-    board = connect()
+def test_a_board_cannot_choose_where_a_file_goes(what: str, odd: object) -> None:
+    file = {"name": "name", "sha256": "0" * 64, "size": 1, what: odd}
+    with pytest.raises(EdgeError, match=f"not one of our agent's: score: `files.0.{what}`"):
+        read_reply("score", {"files": [file], "how": "fp32", "seconds": 1.0, "images": 1})
 
-    async def fetched() -> int:
-        assert board.shell is not None
-        wanted = [{"name": "name", "sha256": "0" * 64, "size": 1, what: odd}]
-        return await transfer.fetch(board.shell.files, "board", ".cache", wanted, tmp_path / "out")
 
+def test_a_file_larger_than_the_disk_is_not_begun(connect: Connect, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(EdgeError, match=f"answers with a file of odd {what.replace('sha256', 'SHA-256')}"):
-        board.background.call(fetched())
+    with pytest.raises(EdgeError, match=r"answers with 9,007,199,255 MB, and .* has room for"):
+        connect().fetch("0" * 64, 1 << 53, tmp_path / "out" / "engine")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -98,7 +98,7 @@ def test_a_classifiers_answers_replayed(tmp_path: Path, cuts: list[int]) -> None
     for start, stop in pairwise(cuts):
         files.append(tmp_path / f"{start:08d}.npz")
         write_answers(files[-1], dense(range(start, stop), Means()({"image": images[start:stop]})))
-    recorded = Recorded(files, 50, "on a board")
+    recorded = Recorded(files, 50, "on a board", ["logits"])
     there = score_runner(recorded, contract(), recorded, labels, spec)
     assert there.logits.tobytes() == here.logits.tobytes()
     assert there.outcome.tobytes() == here.outcome.tobytes()
@@ -118,7 +118,7 @@ def test_of_a_detector_only_candidates_travel_and_nothing_changes(tmp_path: Path
     ]
     write_answers(tmp_path / "0.npz", joined(parts[:2]))
     write_answers(tmp_path / "16.npz", parts[2])
-    recorded = Recorded([tmp_path / "0.npz", tmp_path / "16.npz"], count, "on a board")
+    recorded = Recorded([tmp_path / "0.npz", tmp_path / "16.npz"], count, "on a board", ["boxes", "scores"])
     there = score_detector(recorded, detector(), recorded, truth_of(count), spec)
     for name in ("offsets", "boxes", "scores", "classes"):
         assert getattr(there, name).tobytes() == getattr(here, name).tobytes(), name
@@ -129,7 +129,7 @@ def test_a_board_that_answers_nonsense_is_seen(tmp_path: Path) -> None:
     outputs = {"boxes": np.zeros((1, 4, 4), np.float32), "scores": np.zeros((1, 4, 2), np.float32)}
     outputs["scores"][0, 2, 1] = np.nan
     write_answers(tmp_path / "0.npz", candidates(range(1), outputs, "scores", 0.5))
-    recorded = Recorded([tmp_path / "0.npz"], 1, "on a board")
+    recorded = Recorded([tmp_path / "0.npz"], 1, "on a board", ["boxes", "scores"])
     with pytest.raises(EdgeError, match="not finite"):
         score_detector(recorded, detector(), recorded, truth_of(1), ScoreSpec(metric="map50"))
 
@@ -138,13 +138,15 @@ def test_images_that_are_missing_or_doubled_are_refused(tmp_path: Path) -> None:
     logits = np.zeros((4, 3), np.float32)
     for name, rows in (("a", range(4)), ("b", range(4, 8)), ("c", range(3, 7))):
         write_answers(tmp_path / f"{name}.npz", dense(rows, {"logits": logits}))
-    Recorded([tmp_path / "a.npz", tmp_path / "b.npz"], 8, "")
+    Recorded([tmp_path / "a.npz", tmp_path / "b.npz"], 8, "", ["logits"])
     with pytest.raises(EdgeError, match="answered 4 of 8 images"):
-        Recorded([tmp_path / "a.npz"], 8, "")
+        Recorded([tmp_path / "a.npz"], 8, "", ["logits"])
     with pytest.raises(EdgeError, match=r"`c\.npz` holds images 3 to 6, expected was image 4"):
-        Recorded([tmp_path / "a.npz", tmp_path / "c.npz"], 8, "")
+        Recorded([tmp_path / "a.npz", tmp_path / "c.npz"], 8, "", ["logits"])
     with pytest.raises(EdgeError, match="expected was image 0"):
-        Recorded([tmp_path / "b.npz"], 4, "")
+        Recorded([tmp_path / "b.npz"], 4, "", ["logits"])
+    with pytest.raises(EdgeError, match=r"holds outputs {'logits': \(3,\)}, expected were \['boxes'\]"):
+        Recorded([tmp_path / "a.npz"], 4, "", ["boxes"])
     (tmp_path / "d.npz").write_bytes(b"no archive")
     with pytest.raises(EdgeError, match="holds no answers"):
-        Recorded([tmp_path / "d.npz"], 4, "")
+        Recorded([tmp_path / "d.npz"], 4, "", ["logits"])

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from programs import MISSING
 
 REPO = Path(__file__).resolve().parents[1]
 _STATUS = pytest.StashKey[int]()
@@ -28,6 +32,29 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """In CI a test that is skipped because a program is missing has failed: `.ci/run` installs them."""
+    report = (yield).get_result()  # type: ignore[misc, attr-defined]
+    if report.skipped and os.environ.get("CI") and reason_of(report).startswith(MISSING):
+        report.outcome, report.longrepr = "failed", reason_of(report)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests were skipped, by reason."""
+    counts = Counter(reason_of(one) for one in terminalreporter.stats.get("skipped", ()))
+    if counts:
+        terminalreporter.section("skipped, by reason")
+        for reason, count in counts.most_common():
+            terminalreporter.line(f"{count:4} {reason}")
+
+
+def reason_of(report: Any) -> str:
+    """Why a test was skipped."""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from agent_home import AgentHome
 from golden_graphs import colours
+from programs import why_missing
 
 from edgecnn.agent.answers import read_answers
 from edgecnn.backends import jobs, ort
@@ -31,13 +32,12 @@ VERSIONS = ("10.3.0", "10.16.0", "11.2.0")
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with libcudart.so and the module `tensorrt`."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler for the stand-in of libcudart")
+    if why := why_missing("cc"):
+        pytest.skip(why)
     pytest.importorskip("polygraphy")
     folder = tmp_path_factory.mktemp("nvidia")
     library = ["-shared", "-fPIC", "-o", str(folder / "libcudart.so"), str(HERE / "libcudart.c")]
-    subprocess.run([compiler, *library], check=True)
+    subprocess.run(["cc", *library], check=True)
     shutil.copyfile(HERE / "fake_tensorrt.py", folder / "tensorrt.py")
     return folder
 

@@ -28,8 +28,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "board"))
 from models import SLOW_ENGINES, Job, answers, compile_job, digest_of, score_job, time_job
+from programs import why_missing
 from proxy import Proxy, between
-from sshd import Sshd, missing, running
+from sshd import Sshd, running
 
 from edgecnn.agent.pack import pack_agent
 from edgecnn.board.jobs import Board
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if why := missing("sshd", "ssh"):
+    if why := why_missing("sshd", "ssh"):
         sys.exit(why)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is ended, the folder removed
     chance = random.Random(options.seed)

@@ -22,9 +22,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "board"))
+from programs import why_missing
 from proxy import between
-from sshd import Sshd, missing, running
+from sshd import Sshd, running
 
 from edgecnn.agent.pack import pack_agent
 from edgecnn.board.jobs import Board
@@ -104,7 +106,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    if why := missing("sshd", "ssh", "scp", "rsync"):
+    if why := why_missing("sshd", "ssh", "scp", "rsync"):
         sys.exit(why)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is ended, the folder removed
     print(

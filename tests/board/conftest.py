@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from programs import why_missing
 from proxy import Proxy, between
-from sshd import Sshd, missing, running
+from sshd import Sshd, running
 
 from edgecnn.agent.pack import Agent, pack_agent
 from edgecnn.board.jobs import Board
@@ -21,9 +22,9 @@ Connect = Callable[..., Board]
 
 @pytest.fixture(scope="session")
 def openssh() -> None:
-    """OpenSSH's server and client, installed where that is possible."""
-    if why := missing("sshd", "ssh", "ssh-keygen"):
-        pytest.skip(f"no OpenSSH server: {why}")
+    """OpenSSH's server and client."""
+    if why := why_missing("sshd", "ssh", "ssh-keygen"):
+        pytest.skip(why)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from programs import why_missing
+
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
@@ -41,6 +43,8 @@ def why_not() -> str | None:
         return "only root makes TUN devices"
     if not os.path.exists("/dev/net/tun"):
         return "no /dev/net/tun"
+    if why := why_missing("ip"):
+        return why
     done = subprocess.run(["unshare", "-n", "ip", "link"], capture_output=True, text=True)
     return None if done.returncode == 0 else f"no network namespaces: {done.stderr.strip()}"
 

@@ -8,7 +8,6 @@ with what the client asked for, as sshd itself would do with the shell of the pa
 from __future__ import annotations
 
 import contextlib
-import functools
 import getpass
 import os
 import shlex
@@ -23,34 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from programs import SYSTEM_PATH, program
+
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
-SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-
-
-def program(name: str) -> str | None:
-    """Where a program is, /usr/sbin included."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}")
-
-
-@functools.cache
-def install(*packages: str) -> str | None:
-    """Install Debian packages where that is possible (root, apt-get); why it is not, else None."""
-    apt = program("apt-get")
-    if os.geteuid() != 0 or apt is None:
-        return f"{' and '.join(packages)} not installed, and only root with apt-get can do it here"
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in ((apt, "update"), (apt, "install", "-y", "--no-install-recommends", *packages)):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode != 0:
-            return f"`{' '.join(command)}` failed: {done.stderr.strip().splitlines()[-1:]}"
-    return None
-
-
-def missing(*names: str) -> str | None:
-    """Why these programs are not here, after trying to install them; None when they all are."""
-    packages = {"sshd": "openssh-server", "ssh": "openssh-client", "scp": "openssh-client"}
-    absent = sorted({packages.get(name, name) for name in names if program(name) is None})
-    return install(*absent) if absent else None
 
 
 def free_port() -> int:

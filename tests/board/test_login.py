@@ -19,6 +19,7 @@ from typing import Any
 import asyncssh
 import pytest
 from conftest import QUICK, Connect
+from programs import program, why_missing
 from proxy import between
 from sshd import Sshd, free_port, running
 
@@ -265,9 +266,9 @@ def test_a_configuration_for_a_persons_sessions(server: Sshd, connect: Connect, 
 
 
 def test_fish_as_the_login_shell(server: Sshd, connect: Connect, tmp_path: Path) -> None:
-    fish = shutil.which("fish")
-    if fish is None:
-        pytest.skip("fish is not installed")
+    if why := why_missing("fish"):
+        pytest.skip(why)
+    fish = str(program("fish"))
     server.shell = fish
     server.restart()
     (server.home / ".config" / "fish").mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 import yaml
 from desk import Built, Desk
-from sshd import SYSTEM_PATH, Sshd, running
+from programs import SYSTEM_PATH
+from sshd import Sshd, running
 
 from edgecnn.recipe_file import load_device
 

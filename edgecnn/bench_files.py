@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
 from edgecnn.hosts import HERE, Boards
@@ -16,6 +14,7 @@ from edgecnn.report.board_figures import board_notes, board_text
 from edgecnn.report.stage_files import SpeedFile
 from edgecnn.stats import pair_ratio
 from edgecnn.target import connect
+from edgecnn.yaml_file import parse_yaml
 
 
 def bench(
@@ -106,7 +105,7 @@ def bench_spec(sets: Sequence[str]) -> BenchSpec:
     values = {}
     for text in sets:
         key, _, value = text.partition("=")
-        values[key.strip().removeprefix("bench.")] = yaml.safe_load(value)
+        values[key.strip().removeprefix("bench.")] = parse_yaml(value, f"--set {text}")
     try:
         return BenchSpec.model_validate(values)
     except ValueError as error:

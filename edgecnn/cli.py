@@ -109,12 +109,11 @@ def plan(
 @app.command()
 def show(recipe: RecipeName, device: DeviceName = None, set_: Sets = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Print the recipe with every default resolved."""
-    import yaml
-
     from edgecnn.recipe_file import load_recipe
+    from edgecnn.yaml_file import dump_yaml
 
     document = load_recipe(recipe, set_, device).model_dump(mode="json")
-    _print(as_json, document, yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip())
+    _print(as_json, document, dump_yaml(document).rstrip())
 
 
 @app.command()

@@ -21,23 +21,24 @@ def devices_list(as_json: AsJson = False) -> None:
     from edgecnn.recipe_file import load_device, packed
 
     profiles = [load_device(name) for name in packed("devices")]
-    lines = [
-        f"{p.name:<18} {p.backend:<13} {'SM ' + p.compute_capability if p.compute_capability else '-':<9}"
-        f" {f'{p.memory_mb / 1024:.0f} GB' if p.memory_mb else '-':>7}  {', '.join(p.precisions)}"
-        for p in profiles
-    ]
+    rows = [("DEVICE", "BACKEND", "GPU", "MEMORY", "PRECISIONS")]
+    for one in profiles:
+        gpu = f"SM {one.compute_capability}" if one.compute_capability else "-"
+        memory = f"{one.memory_mb / 1024:.0f} GB" if one.memory_mb else "-"
+        rows.append((one.name, one.backend, gpu, memory, ", ".join(one.precisions)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     print_result(as_json, [p.model_dump(mode="json") for p in profiles], "\n".join(lines))
 
 
 @devices.command("show")
 def devices_show(name: str, as_json: AsJson = False) -> None:
     """Print one device file with every default."""
-    import yaml
-
     from edgecnn.recipe_file import load_device
+    from edgecnn.yaml_file import dump_yaml
 
     document = load_device(name).model_dump(mode="json")
-    print_result(as_json, document, yaml.safe_dump(document, sort_keys=False).rstrip())
+    print_result(as_json, document, dump_yaml(document).rstrip())
 
 
 @devices.command("probe")

@@ -13,6 +13,7 @@ from edgecnn.errors import EdgeError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+LONGEST_NAME = 255  # bytes, on every file system in use
 SCARCE = 1 << 20  # bytes
 
 
@@ -22,8 +23,9 @@ def user_path(text: str) -> Path:
     Raises:
         EdgeError: no file can have this name, or nobody knows whose home `~` is.
     """
-    if "\0" in text:
-        raise EdgeError(f"{text!r} is not a path: it holds a NUL byte", "correct the path")
+    if "\0" in text or any(len(os.fsencode(part)) > LONGEST_NAME for part in text.split("/")):
+        why = "it holds a NUL byte" if "\0" in text else f"a name in it is longer than {LONGEST_NAME} bytes"
+        raise EdgeError(f"`{text if len(text) <= 80 else text[:80] + '…'}` is not a path: {why}", "correct the path")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -8,8 +8,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from edgecnn.backends import rtx_gpus
 from edgecnn.device import BackendName, DeviceProfile
 from edgecnn.errors import EdgeError
@@ -17,6 +15,7 @@ from edgecnn.hosts import Boards
 from edgecnn.recipe_file import load_device, packed
 from edgecnn.target import is_device
 from edgecnn.target_ssh import gpu_of, open_fleet
+from edgecnn.yaml_file import dump_yaml
 
 Json = dict[str, Any]
 # What a device file is written for, the first that the board has: those of a GPU only where there is one.
@@ -95,7 +94,7 @@ def device_file(answer: Mapping[str, Any], name: str, names: list[str]) -> str:
     head = f"# {answer['board'] or answer['hostname']}"
     if answer["power_modes"]:
         head += f"; power modes: {', '.join(answer['power_modes'])} (bench.power_mode, or --power-mode)"
-    return f"{head}\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)}"
+    return f"{head}\n{dump_yaml(content, width=110, default_flow_style=None)}"
 
 
 def _unknown(backend: str, answer: Mapping[str, Any]) -> tuple[str, ...]:

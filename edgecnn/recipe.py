@@ -20,6 +20,7 @@ from edgecnn.sections import (
     Student,
     Task,
     TeacherSpec,
+    Threads,
     TrainSpec,
 )
 from edgecnn.spec import FILE_NAME, Spec
@@ -168,7 +169,7 @@ class BenchSpec(Spec):
     section: ClassVar[str] = "bench"
     batch: PositiveInt = 1
     """Images per timed call."""
-    threads: PositiveInt = 1
+    threads: Threads = 1
     """Intra-op threads of a CPU engine."""
     warmup_ms: PositiveInt = 200
     """Milliseconds that each engine runs before it is timed."""

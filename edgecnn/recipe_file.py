@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from edgecnn.device import DeviceProfile
@@ -18,27 +16,13 @@ from edgecnn.disk import user_path
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import Recipe
 from edgecnn.spec import Spec
+from edgecnn.yaml_file import Loc, YamlFile, parse_yaml, read_yaml
 
 S = TypeVar("S", bound=Spec)
-Loc = tuple[str | int, ...]
 
 PACKED = Path(__file__).parent / "packed"
 CHECKOUT = Path(__file__).parent.parent
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A YAML file, parsed, with the line of every key."""
-
-    path: Path
-    content: dict[str, Any]
-    lines: dict[Loc, int]
-
-    def line(self, loc: Loc) -> int:
-        """The line of the nearest enclosing key that stands in the file."""
-        while loc and loc not in self.lines:
-            loc = loc[:-1]
-        return self.lines.get(loc, 1)
+LOCK_KEYS = ("recipe", "stages", "data_digest", "versions")  # of a run's recipe.lock.yaml
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), device: str | None = None) -> Recipe:
@@ -52,13 +36,18 @@ def load_recipe(name: str, overrides: Sequence[str] = (), device: str | None = N
     Raises:
         EdgeError: not found, not YAML, or wrong: every mistake at once, each with its line and what would be valid.
     """
-    source = _read(find("recipes", name))
+    file = find("recipes", name)
+    source = _recipe_of(read_yaml(file, "a recipe is a YAML mapping: see `edgecnn init`"))
     for override in [*overrides, *([f"device={device}"] if device else [])]:
         _override(source.content, override)
-    _resolve_paths(source)
+    _resolve_paths(source, file.resolve().parent if file == user_path(name) else Path.cwd())
     recipe = _validate(Recipe, source, overridden=tuple(o.split("=", 1)[0].strip() for o in overrides))
-    for name_of_device in (recipe.device, *recipe.compile_for):
-        load_device(name_of_device).require_nms(recipe.export.nms)
+    load_device(recipe.device).require_nms(recipe.export.nms)
+    beside = [load_device(name) for name in recipe.compile_for]
+    for number, profile in enumerate(beside):
+        profile.require_nms(recipe.export.nms)
+        if profile.name in [other.name for other in beside[:number]]:
+            raise EdgeError(f"{file}: `compile_for` names `{profile.name}` twice", "keep one")
     return recipe
 
 
@@ -68,7 +57,7 @@ def load_device(name: str) -> DeviceProfile:
     Raises:
         EdgeError: unknown (with the nearest name), or wrong, with lines.
     """
-    return _validate(DeviceProfile, _read(find("devices", name)))
+    return _validate(DeviceProfile, read_yaml(find("devices", name), "`edgecnn devices show cpu-x86` is an example"))
 
 
 def packed(kind: str) -> dict[str, Path]:
@@ -114,55 +103,17 @@ def schema() -> dict[str, Any]:
 # --- reading ---
 
 
-def _read(path: Path) -> _Source:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgeError(f"cannot read `{path}`: {error}") from error
-    try:
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            content = loader.construct_document(node) if node else None
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise EdgeError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(content, dict):
-        raise EdgeError(f"`{path}` holds no keys", "a recipe is a YAML mapping: see `edgecnn init`")
-    lines: dict[Loc, int] = {}
-    duplicates = list(_lines(node, (), lines))
-    if duplicates:
-        raise EdgeError("\n".join(f"{path}:{line}: `{key}` is written twice" for key, line in duplicates), "keep one")
-    return _Source(path, content, lines)
-
-
-def _lines(node: Any, loc: Loc, lines: dict[Loc, int]) -> Iterator[tuple[str, int]]:
-    """Fill `lines`; yield keys that are written twice."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*loc, key.value)
-            if here in lines:
-                yield ".".join(map(str, here)), key.start_mark.line + 1
-            lines[here] = key.start_mark.line + 1
-            yield from _lines(value, here, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            here = (*loc, number)
-            lines[here] = value.start_mark.line + 1
-            yield from _lines(value, here, lines)
+def _recipe_of(source: YamlFile) -> YamlFile:
+    """The recipe in a file; of a run's recipe.lock.yaml the one that it locks."""
+    locked = isinstance(source.content.get("recipe"), dict) and set(source.content) <= set(LOCK_KEYS)
+    return source.below("recipe") if locked else source
 
 
 def _override(content: dict[str, Any], text: str) -> None:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise EdgeError(f"`--set {text}` is not key=value", "for example --set train.epochs=3")
-    try:
-        parsed = yaml.safe_load(value) if value else None
-    except yaml.YAMLError as error:
-        raise EdgeError(f"`--set {text}`: the value is not valid YAML: {error}") from error
+    parsed = parse_yaml(value, f"`--set {text}`")
     *sections, last = key.strip().split(".")
     for section in sections:
         inner = content.get(section)
@@ -174,20 +125,26 @@ def _override(content: dict[str, Any], text: str) -> None:
     content[last] = parsed
 
 
-def _resolve_paths(source: _Source) -> None:
-    """Make the recipe's paths absolute: beside the recipe, else under EDGECNN_DATA when it is there."""
-    here = source.path.resolve().parent
-    data = source.content.get("data")
-    if isinstance(data, dict) and isinstance(data.get("root"), str):
-        data["root"] = _beside(here, data["root"])
-    for section in ("model", "teacher"):
-        model = source.content.get(section)
-        if isinstance(model, dict) and isinstance(model.get("weights"), str):
-            text = model["weights"]
+def _resolve_paths(source: YamlFile, here: Path) -> None:
+    """Make the recipe's paths absolute: beside the recipe (a packed one: in `here`), else under EDGECNN_DATA.
+
+    Raises:
+        EdgeError: no file can have this name, with its line.
+    """
+    for loc in (("data", "root"), ("model", "weights"), ("teacher", "weights")):
+        section = source.content.get(loc[0])
+        text = section.get(loc[1]) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or not isinstance(text, str):
+            continue
+        try:
             path = _beside(here, text)
-            # A value without a slash that isn't a file beside the recipe is a name that the library knows.
-            if "/" in text or path.is_file():
-                model["weights"] = path
+            # Weights without a slash that aren't a file beside the recipe are a name that the library knows.
+            if loc[1] == "root" or "/" in text or path.is_file():
+                section[loc[1]] = path
+        except (EdgeError, OSError) as error:
+            what, hint = (error.message, error.hint) if isinstance(error, EdgeError) else (error.strerror, "")
+            where = f"{source.path}:{source.line(loc)}: `{'.'.join(loc)}`"
+            raise EdgeError(f"{where}: {what}", hint or "correct the path") from error
 
 
 def _beside(here: Path, text: str) -> Path:
@@ -204,7 +161,7 @@ def _beside(here: Path, text: str) -> Path:
 # --- checking ---
 
 
-def _validate(kind: type[S], source: _Source, overridden: tuple[str, ...] = ()) -> S:
+def _validate(kind: type[S], source: YamlFile, overridden: tuple[str, ...] = ()) -> S:
     try:
         return kind.model_validate(source.content)
     except ValidationError as error:
@@ -252,12 +209,17 @@ def _mistake(kind: type[BaseModel], detail: Any, loc: Loc) -> str:
             return f"`{key}` is missing"
         case "literal_error":
             expected = detail["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
-            return f"`{key}` is {given!r}; {nearest_hint(str(given), expected.split(', '))}"
+            return f"`{key}` is {_short(given)}; {nearest_hint(str(given), expected.split(', '))}"
         case "value_error":
             return str(detail["ctx"]["error"])
         case _:
             message = detail["msg"]
-            return f"`{key}` is {given!r}: {message[0].lower()}{message[1:]}"
+            return f"`{key}` is {_short(given)}: {message[0].lower()}{message[1:]}"
+
+
+def _short(given: object) -> str:
+    text = repr(given)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _fields_at(kind: type[BaseModel], loc: Loc) -> list[str]:

@@ -9,13 +9,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
-
 from edgecnn.errors import EdgeError
 from edgecnn.gate import Evidence
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report, write_report
 from edgecnn.store import Artifact, code_version
+from edgecnn.yaml_file import dump_yaml
 
 LIBRARIES = (
     "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "torchvision", "timm", "openvino", "tensorrt-rtx-cu13",
@@ -72,7 +71,7 @@ def _write(
             "data_digest": report.data_digest,
             "versions": {"edgecnn": code_version(), **{name: versions(name) for name in LIBRARIES}},
         }
-        (partial / "recipe.lock.yaml").write_text(yaml.safe_dump(lock, sort_keys=False, allow_unicode=True))
+        (partial / "recipe.lock.yaml").write_text(dump_yaml(lock))
         write_report(report, partial, evidence=evidence)
         try:
             os.rename(partial, run)

@@ -14,6 +14,7 @@ Task = Literal["classify", "detect"]
 FamilyName = Literal["small", "torchvision", "timm", "ultralytics"]
 DataFormat = Literal["digits", "image-folder", "label-table", "arrays", "yolo", "coco", "voc"]
 DETECTION_FORMATS: tuple[DataFormat, ...] = ("yolo", "coco", "voc")
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -215,13 +216,13 @@ class TrainSpec(Spec):
     """Augmentation of the training images."""
     early_stop: PositiveInt | None = None
     """Stop after so many epochs without a better metric on the select images; left out: never."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that load images; 0 loads in the training process."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU if there is one."""
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     """CPU threads; left out: all cores. Another count gives other last bits."""
     distill: DistillSpec | None = None
     """Learn from the `teacher` section's network; left out: from the labels alone."""

@@ -24,7 +24,7 @@ LIGHT = (
     "gate", "hosts", "init", "io_contract", "metrics", "needs", "pipeline", "probe", "progress", "quantize",
     "quantize.recover.qat", "recipe", "recipe_file", "recorded", "report", "report.html", "report.table", "runs",
     "score", "sensitivity", "spec", "stats", "store", "store_clean", "target", "target_ssh", "training", "versions",
-    "backends",
+    "backends", "yaml_file",
 )  # fmt: skip
 
 

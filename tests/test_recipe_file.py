@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import Recipe
 from edgecnn.recipe_file import load_device, load_recipe, packed, schema
+from edgecnn.yaml_file import dump_yaml
 
 GOOD = """\
 name: good
@@ -127,7 +129,7 @@ def test_paths_are_relative_to_the_recipe_then_to_the_data_root(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("[1, 2]", "holds no keys"), ("a: [", "is not valid YAML"), ("", "no keys")]
+    ("text", "words"), [("[1, 2]", "holds no keys"), ("a: [", "r.yaml:1: not valid YAML"), ("", "no keys")]
 )
 def test_not_a_recipe(tmp_path: Path, text: str, words: str) -> None:
     assert words in refused(recipe(tmp_path, text)).message
@@ -182,3 +184,59 @@ def undescribed(schema: object) -> Iterator[str]:
 def test_every_key_is_described() -> None:
     assert list(undescribed(schema())) == []
     assert list(undescribed(DeviceProfile.model_json_schema())) == []
+
+
+def test_off_is_a_word(tmp_path: Path) -> None:
+    text = f"{GOOD}quantize: {{recover: off, keep_float: [no, on]}}\n"
+    quantize = load_recipe(recipe(tmp_path, text)).quantize
+    assert (quantize.recover, quantize.stop_at, quantize.keep_float) == ("off", "ranges", ("no", "on"))
+    assert load_recipe(recipe(tmp_path), ["quantize.recover=off"]).quantize.recover == "off"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("train.epochs=true", "--set: `train.epochs` is True: input should be a valid integer"),
+        ("train.epochs='3'", "--set: `train.epochs` is '3': input should be a valid integer"),
+        ("train.lr=yes", "--set: `train.lr` is 'yes': input should be a valid number"),
+        ("train.lr=.inf", "`--set train.lr=.inf`: the value is .inf: not a finite number"),
+        ("train.lr='inf'", "--set: `train.lr` is 'inf': input should be a valid number"),
+        ("budgets.max_p99_ms=false", "--set: `budgets.max_p99_ms` is False: input should be a valid number"),
+        ("model.normalize={mean: [true], std: [1]}", "`model.normalize.mean` is [True]: input should be a valid"),
+        ("train.seed=99999999999999999999", "not a whole number below 2^63"),
+        ("bench.threads=100000", "`bench.threads` is 100000: input should be less than or equal to 1024"),
+        ("compile_for=[rtx-4060, jetson-orin-nano, rtx-4060]", "`compile_for` names `rtx-4060` twice"),
+        (f"name={'n' * 101}", "`name` is 'nnn"),
+        ("name=2024-01-01 12:00", "`name` is '2024-01-01 12:00': string should match"),
+        ('model.weights="a\\0/b"', "not a path: it holds a NUL byte"),
+        ("model.weights=~no-such-user/w.pt", "r.yaml:3: `model.weights`: there is no home folder for `~no-such-user`"),
+        (f"model.weights=a/{'w' * 256}.pt", "r.yaml:3: `model.weights`: `a/www"),
+        (f"device={'d' * 300}", "a name in it is longer than 255 bytes"),
+        ("model={a: &x [*x]}", "`a.0` refers to itself"),
+    ],
+)  # fmt: skip
+def test_values_of_a_wrong_kind(tmp_path: Path, given: str, words: str) -> None:
+    error = refused(recipe(tmp_path), given)
+    assert words in error.message
+    assert len(error.message) < 500
+    assert error.hint
+
+
+def test_a_packed_recipe_looks_for_data_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGECNN_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10-jpeg").mkdir()
+    assert load_recipe("cifar10_resnet20").data.root == tmp_path / "cifar10-jpeg"
+    assert load_recipe("faces_gap").data.root == tmp_path / "data" / "faces"
+
+
+def test_a_lock_is_built_as_the_recipe_that_it_locks(tmp_path: Path) -> None:
+    made = load_recipe(recipe(tmp_path), ["quantize.recover=off", "train.lr=1e-5", "name='1e5'"])
+    lock = {"recipe": made.model_dump(mode="json"), "stages": {}, "data_digest": "", "versions": {"numpy": "1.0"}}
+    file = recipe(tmp_path, dump_yaml(lock), "recipe.lock.yaml")
+    assert load_recipe(file) == made
+    assert load_recipe(file, ["train.epochs=5"]).train.epochs == 5
+    error = refused(recipe(tmp_path, dump_yaml(lock).replace("epochs: 3", "epochs: many"), "edited.lock.yaml"))
+    assert re.search(r"edited\.lock\.yaml:\d\d: `train\.epochs` is 'many'", error.message)

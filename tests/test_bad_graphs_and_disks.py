@@ -33,7 +33,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
         ("old", "`old.onnx` has opset 9 of ai.onnx; edgecnn takes 11 to 23", "export with opset 19"),
         ("new", "`new.onnx` has opset 25 of ai.onnx; edgecnn takes 11 to 23", "export with opset 19"),
         ("no-rank", "input `x` of `no-rank.onnx` has no rank", "export with a shape for every input"),
-        ("dynamic-rank", "has a tensor of dynamic rank: `any`, made by Reshape `free`", "number of dimensions"),
         ("lost", "node `conv` (Conv) of `lost.onnx` reads `lost`, which is no input", "its initializer was lost"),
         ("cycle", "has a cycle: `turn` (Transpose) → `conv` (Conv) → `cast` (Cast) → `turn`", "from its inputs to"),
         ("apart", "keeps the weights `w` in the file `apart.bin`, which is missing", "put `apart.bin` beside"),

@@ -19,6 +19,7 @@ from edgecnn.progress import track
 from edgecnn.quantize.calibrate import Calibration, Feeder
 from edgecnn.quantize.canonical import add_initializer, opset
 from edgecnn.quantize.histogram import merged
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.placement import LAYERS, Activation, Edge, Placement
 from edgecnn.quantize.ranges import METHODS, Grid, Method, activation_grid, activation_type, choose
 from edgecnn.quantize.rewrite import Grids
@@ -145,6 +146,7 @@ class _Probes:
     def __init__(self, model: ir.Model, scheme: Scheme) -> None:
         self.graph = model.graph
         self.opset = opset(model)
+        self.names = Names(model.graph)
         self.nodes = {node.name or "": node for node in model.graph}
         self.kind = activation_type(scheme)
         self.outputs: list[str] = []
@@ -166,7 +168,7 @@ class _Probes:
                 error = self._error(value, grid)
                 if behind and reader is not None:
                     layer = ir.node(reader.op_type, [error, reader.inputs[1]], dict(reader.attributes))
-                    self.graph.append(layer)
+                    self.graph.append(self.names.give(layer, "edgecnn.probe"))
                     error = layer.outputs[0]
                 self.known[same] = self._power(error, rank)
             self.terms.append((self.known[same], self._signal(value if reader is None else reader.outputs[0]), key))
@@ -175,18 +177,17 @@ class _Probes:
         return self.nodes[edge.node].op_type == "Add"
 
     def _error(self, value: ir.Value, grid: Grid) -> ir.Value:
-        scale = add_initializer(self.graph, "probe_scale", np.asarray(grid.scale, np.float32))
-        zero = add_initializer(self.graph, "probe_zero", np.asarray(grid.zero_point, self.kind))
+        scale = add_initializer(self.graph, "probe_scale", np.asarray(grid.scale, np.float32), self.names)
+        zero = add_initializer(self.graph, "probe_zero", np.asarray(grid.zero_point, self.kind), self.names)
         quantize = ir.node("QuantizeLinear", [value, scale, zero])
         dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero])
         minus = ir.node("Sub", [dequantize.outputs[0], value])
-        self.graph.extend([quantize, dequantize, minus])
+        self.graph.extend([self.names.give(node, "edgecnn.probe") for node in (quantize, dequantize, minus)])
         return minus.outputs[0]
 
     def _power(self, value: ir.Value, rank: int) -> str:
-        node = self._sum_square(value, rank)
-        name = f"edgecnn.probe.{len(self.outputs)}"
-        node.outputs[0].name = name
+        node = self.names.give(self._sum_square(value, rank), "edgecnn.probe")
+        name = node.outputs[0].name or ""
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         self.graph.append(node)
         self.outputs.append(name)
@@ -196,7 +197,7 @@ class _Probes:
         axes = [axis for axis in range(rank) if axis != 1]
         if self.opset < _AXES_AS_INPUT:
             return ir.node("ReduceSumSquare", [value], {"keepdims": 0, "axes": axes})
-        listed = add_initializer(self.graph, "probe_axes", np.asarray(axes, np.int64))
+        listed = add_initializer(self.graph, "probe_axes", np.asarray(axes, np.int64), self.names)
         return ir.node("ReduceSumSquare", [value, listed], {"keepdims": 0})
 
     def _signal(self, value: ir.Value) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgecnn.quantize.names import Names, replace_value
+
 
 def take_branches(model: ir.Model) -> int:
     """Replace, in place, every If of the main graph whose condition is a constant; how many."""
@@ -22,36 +24,22 @@ def take_branches(model: ir.Model) -> int:
 
 
 def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
-    """The branch's nodes in place of the If, under names that the graph does not have."""
-    names = {value.name for one in graph for value in one.outputs} | set(graph.initializers)
-    names |= {value.name for value in graph.inputs}
+    """The branch's nodes in place of the If, under names that the graph does not have; outputs keep theirs."""
     results = list(branch.outputs)
     weights = list(branch.initializers.values())
     branch.outputs.clear()
     branch.initializers.clear()
-    for value in weights:
-        value.name = _free(value.name, names)
-        graph.register_initializer(value)
     inner = list(branch)
     branch.remove(inner)
+    node.attributes.clear()  # the branches' names are free now
+    names = Names(graph)
+    for value in weights:
+        value.name = names.free(value.name or "value")
+        graph.register_initializer(value)
     for one in inner:
         for value in one.outputs:
-            value.name = _free(value.name, names)
+            value.name = names.free(value.name or "value")
     graph.insert_before(node, inner)
     for outside, inside in zip(list(node.outputs), results, strict=True):
-        name = outside.name
-        ends = outside.is_graph_output()
-        ir.convenience.replace_all_uses_with(outside, inside, replace_graph_outputs=True)
-        outside.name = None
-        if ends:
-            inside.name = name
+        replace_value(graph, outside, inside, names)
     graph.remove(node, safe=True)
-
-
-def _free(name: str | None, names: set[str | None]) -> str:
-    """The name, numbered where it is taken; it is taken from then on."""
-    found, number = name or "value", 1
-    while found in names:
-        found, number = f"{name}.{number}", number + 1
-    names.add(found)
-    return found

@@ -10,15 +10,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgecnn import progress
 from edgecnn.quantize.branches import take_branches
 from edgecnn.quantize.check import SMALL, inferred_values, load_checked
+from edgecnn.quantize.constants import add_initializer, constant
+from edgecnn.quantize.fold_layers import fold_layers, in_training
 from edgecnn.quantize.fold_weights import fold_weights
 from edgecnn.quantize.folding import fold_shapes
+from edgecnn.quantize.names import Names, replace_value
 from edgecnn.quantize.opsets import TYPED_OPSET, at_typed_opset
+from edgecnn.quantize.sessions import complete_types
 from edgecnn.quantize.widen import widen
 
 __all__ = ["TYPED_OPSET", "add_initializer", "canonical", "constant", "opset"]
@@ -30,14 +35,14 @@ def canonical(path: Path) -> ir.Model:
     Raises:
         EdgeError: see `check_onnx`; or the opset is below 13 and onnx cannot raise it.
     """
-    proto = at_typed_opset(load_checked(path), path)
+    proto = at_typed_opset(_without_bfloat(load_checked(path)), path)
     del proto.graph.value_info[:]  # inferred again below; stale ones would contradict folded nodes
     model: ir.Model = ir.serde.deserialize_model(proto)
     passes.InlinePass()(model)
+    _own_outputs(model.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.RemoveInitializersFromInputsPass()(model)
-    _drop_dropout(model.graph)
-    passes.IdentityEliminationPass()(model)
+    _drop_copies(model.graph)
     _infer(model)
     if widen(model):
         _infer(model)
@@ -46,8 +51,7 @@ def canonical(path: Path) -> ir.Model:
     if fold_weights(model):
         passes.RemoveUnusedNodesPass()(model)
         _infer(model)
-    _fold_batch_norms(model.graph)
-    _fold_pads(model.graph)
+    fold_layers(model.graph)
     _cast_first(model.graph)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.DeduplicateInitializersPass()(model)
@@ -59,6 +63,7 @@ def canonical(path: Path) -> ir.Model:
     passes.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.update(metadata)  # the model's own stay: `edgecnn.io` is among them
     _infer(model)
+    complete_types(model)
     for value in model.graph.initializers.values():
         if value.const_value is not None:  # arrays of our own: protobuf's bytes are copied at every look
             value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
@@ -68,27 +73,22 @@ def canonical(path: Path) -> ir.Model:
     return model
 
 
+def _without_bfloat(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A BF16 model in FP32: onnx's converter knows no older operators that take BF16."""
+    kinds = {tensor.data_type for tensor in proto.graph.initializer}
+    kinds |= {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)}
+    if onnx.TensorProto.BFLOAT16 not in kinds:
+        return proto
+    model: ir.Model = ir.serde.deserialize_model(proto)
+    passes.InlinePass()(model)
+    _infer(model)
+    widen(model)
+    return ir.serde.serialize_model(model)
+
+
 def opset(model: ir.Model) -> int:
     """The model's opset of ai.onnx."""
     return int(model.opset_imports.get("", 0))
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of an initializer, or None when the value is not one."""
-    if value is None or value.const_value is None or value.is_graph_input():
-        return None
-    return np.asarray(value.const_value.numpy())
-
-
-def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Register a new initializer; a taken name gets a number."""
-    unique, number = name, 1
-    while unique in graph.initializers:
-        unique, number = f"{name}.{number}", number + 1
-    tensor = ir.tensor(np.asarray(array, order="C"), name=unique)
-    value = ir.Value(name=unique, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _infer(model: ir.Model) -> None:
@@ -113,12 +113,37 @@ def _infer(model: ir.Model) -> None:
                 value.type = kind
 
 
-def _drop_dropout(graph: ir.Graph) -> None:
+def _own_outputs(graph: ir.Graph) -> None:
+    """An output that is a constant becomes a copy of it: a weight may change its form or go."""
+    for position, value in enumerate(list(graph.outputs)):
+        producer = value.producer()
+        weight = value.is_initializer() if producer is None else producer.op_type == "Constant"
+        if not weight or value.name is None:
+            continue
+        names = Names(graph)
+        name, value.name = value.name, names.free(f"{value.name}.value")
+        copy = names.give(ir.node("Identity", [value]), f"{name}.copy")
+        output = copy.outputs[0]
+        output.name, output.type, output.shape = name, value.type, value.shape
+        graph.append(copy)
+        graph.outputs[position] = output
+
+
+def _drop_copies(graph: ir.Graph) -> None:
+    """Identity, and Dropout outside training, do nothing; what is in subgraphs stays, their outputs need it."""
     for node in list(graph):
-        if node.op_type == "Dropout" and not node.outputs[1:]:
-            node_input = node.inputs[0]
-            identity = ir.node("Identity", [node_input], name=node.name)
-            _replace(graph, node, identity)
+        if node.domain not in ("", "ai.onnx") or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+            continue
+        source = node.inputs[0] if node.inputs else None
+        if source is None or not (node.op_type == "Identity" or (node.op_type == "Dropout" and not in_training(node))):
+            continue
+        output = node.outputs[0]
+        if output.is_graph_output() and (source.producer() is None or source.is_graph_output()):
+            if node.op_type == "Dropout":
+                _replace(graph, node, ir.node("Identity", [source], name=node.name))
+            continue
+        replace_value(graph, output, source)
+        graph.remove(node, safe=True)
 
 
 def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
@@ -128,95 +153,6 @@ def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     ir.convenience.replace_all_uses_with(old.outputs[0], new.outputs[0], replace_graph_outputs=True)
     graph.remove(old, safe=True)
     new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = name, shape, kind
-
-
-def _own(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, name: str) -> None:
-    """Give `node` the constant input `array`: under the same name if it alone uses the initializer."""
-    old = node.inputs[index] if index < len(node.inputs) else None
-    if old is not None and old.is_initializer() and len(old.uses()) == 1 and old.name is not None:
-        old.const_value = ir.tensor(np.asarray(array, order="C"), name=old.name)
-        old.shape = ir.Shape(array.shape)
-        return
-    value = add_initializer(graph, name, array)
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, value)
-
-
-def _fold_batch_norms(graph: ir.Graph) -> None:
-    """BatchNormalization after Conv, ConvTranspose or Gemm becomes part of its weight and bias (Jacob et al. 2018)."""
-    for norm in list(graph):
-        if norm.op_type != "BatchNormalization" or any(output.uses() for output in norm.outputs[1:]):
-            continue
-        source = norm.inputs[0]
-        layer = source.producer() if source is not None else None
-        if layer is None or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
-            continue
-        if len(source.uses()) != 1 or source.is_graph_output():
-            continue
-        arrays = [constant(value) for value in norm.inputs[1:5]]
-        weight = constant(layer.inputs[1])
-        bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 and layer.inputs[2] is not None else None
-        if weight is None or any(array is None for array in arrays):
-            continue
-        if len(layer.inputs) > 2 and layer.inputs[2] is not None and bias is None:
-            continue
-        if layer.op_type == "Gemm" and (_number(layer, "alpha", 1.0) != 1.0 or _number(layer, "beta", 1.0) != 1.0):
-            continue
-        scale, shift, mean, variance = (np.asarray(array, np.float64) for array in arrays)
-        factor = scale / np.sqrt(variance + _number(norm, "epsilon", 1e-5))
-        old_bias = np.zeros_like(mean) if bias is None else bias.astype(np.float64)
-        _own(graph, layer, 1, _scaled(layer, weight, factor), f"{layer.inputs[1].name}.{norm.name or 'folded'}")
-        folded_bias = ((old_bias - mean) * factor + shift).astype(weight.dtype)
-        _own(graph, layer, 2, folded_bias, f"{layer.inputs[1].name}.bias")
-        ir.convenience.replace_all_uses_with(norm.outputs[0], source, replace_graph_outputs=True)
-        name = norm.outputs[0].name
-        graph.remove(norm, safe=True)
-        source.name = name
-
-
-def _scaled(layer: ir.Node, weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """The weight with output channel k multiplied by factor[k]."""
-    wide = weight.astype(np.float64)
-    if layer.op_type == "ConvTranspose":  # (C_in, C_out / groups, …): group g owns a slice of C_in and of the outputs
-        groups = int(_number(layer, "group", 1))
-        parts = wide.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-        shape = (groups, 1, weight.shape[1]) + (1,) * (weight.ndim - 2)
-        wide = (parts * factor.reshape(shape)).reshape(weight.shape)
-    elif layer.op_type == "Gemm" and not int(_number(layer, "transB", 0)):
-        wide = wide * factor[None, :]
-    else:
-        wide = wide * factor.reshape((-1,) + (1,) * (weight.ndim - 1))
-    return wide.astype(weight.dtype)
-
-
-def _number(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else float(attribute.value)
-
-
-def _fold_pads(graph: ir.Graph) -> None:
-    """Zero Pad of the spatial axes before a Conv becomes the Conv's own padding."""
-    for conv in list(graph):
-        if conv.op_type != "Conv" or ("auto_pad" in conv.attributes and conv.attributes["auto_pad"].value != "NOTSET"):
-            continue
-        pad = conv.inputs[0].producer() if conv.inputs[0] is not None else None
-        if pad is None or pad.op_type != "Pad" or len(pad.inputs) > 3:
-            continue
-        mode = pad.attributes.get("mode")
-        pads = constant(pad.inputs[1])
-        fill = constant(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] is not None else np.zeros(1)
-        if pads is None or fill is None or float(fill.reshape(-1)[0]) != 0.0 or (mode and mode.value != "constant"):
-            continue
-        before, after = pads[: len(pads) // 2], pads[len(pads) // 2 :]
-        if len(before) < 3 or before[:2].any() or after[:2].any() or (pads < 0).any():
-            continue
-        own = conv.attributes.get("pads")
-        spatial = len(before) - 2
-        have = np.asarray(own.value if own else [0] * 2 * spatial)
-        total = have + np.concatenate([before[2:], after[2:]])
-        conv.attributes["pads"] = ir.AttrInt64s("pads", [int(n) for n in total])
-        conv.replace_input_with(0, pad.inputs[0])
 
 
 def _cast_first(graph: ir.Graph) -> None:

@@ -25,7 +25,7 @@ def check_onnx(path: Path) -> None:
 
     Raises:
         EdgeError: not readable; external data missing; opset of ai.onnx outside 11..23; fails the onnx checker; has a
-            cycle or a missing tensor; already quantized; an input or a tensor of unknown rank; no input or output.
+            cycle or a missing tensor; already quantized; an input of unknown rank; no input or output.
     """
     load_checked(path)
 
@@ -51,7 +51,6 @@ def load_checked(path: Path) -> onnx.ModelProto:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise EdgeError(f"`{path}` fails the onnx checker: {reason}", "export the model again") from error
     onnx.load_external_data_for_model(model, str(path.parent))
-    _ranks(model, path)
     return model
 
 
@@ -131,27 +130,3 @@ def _input_ranks(model: onnx.ModelProto, path: Path) -> None:
                 f"input `{value.name}` of `{path}` has no rank",
                 "export with a shape for every input; a dynamic batch is fine, an unknown number of dimensions is not",
             )
-
-
-def _ranks(model: onnx.ModelProto, path: Path) -> None:
-    try:
-        inferred = inferred_values(model)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise EdgeError(f"shapes of `{path}` cannot be inferred: {reason}", "export the model again") from error
-    typed = {value.name: value for value in (*inferred.value_info, *inferred.output)}
-    unknown: set[str] = set()  # what comes behind a subgraph or a foreign operator: onnx infers nothing there
-    for node in model.graph.node:
-        foreign = node.domain not in ("", "ai.onnx") or any(a.HasField("g") or a.graphs for a in node.attribute)
-        if foreign or unknown.intersection(node.input):
-            unknown.update(node.output)
-            continue
-        for name in filter(None, node.output):
-            value = typed.get(name)
-            if value is not None and value.type.HasField("sequence_type"):
-                continue
-            if value is None or not value.type.tensor_type.HasField("shape"):
-                raise EdgeError(
-                    f"`{path}` has a tensor of dynamic rank: `{name}`, made by {node.op_type} `{node.name}`",
-                    "export so that the number of dimensions of every tensor is fixed",
-                )

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecnn.errors import EdgeError
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.sessions import expose, open_session, run
 
 _NOT = frozenset({
@@ -45,7 +46,7 @@ def fold_weights(model: ir.Model) -> int:
     ]
     if not wanted:
         return 0
-    arrays = _computed(model, nodes, wanted)
+    arrays, names = _computed(model, nodes, wanted), Names(graph)
     folded = 0
     for value, array in zip(wanted, arrays, strict=True):
         if array is None or array.size > decided[value] + _FREE:
@@ -54,7 +55,7 @@ def fold_weights(model: ir.Model) -> int:
         tensor = ir.tensor(np.array(array, order="C"), name=name)
         known = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         ir.convenience.replace_all_uses_with(value, known)
-        value.name = f"{name}.computed"
+        value.name = names.free(f"{name}.computed")
         graph.register_initializer(known)
         folded += 1
     return folded

@@ -16,6 +16,7 @@ from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Feeder, ImageSource, calibrate
 from edgecnn.quantize.candidate import Judge, Network, Tools
 from edgecnn.quantize.canonical import TYPED_OPSET, canonical, opset
+from edgecnn.quantize.ends import Ends
 from edgecnn.quantize.judge import Selected, SelectJudge
 from edgecnn.quantize.judge_boxes import BoxJudge, SelectedBoxes
 from edgecnn.quantize.ladder import Climb, climb
@@ -27,6 +28,8 @@ from edgecnn.quantize.placement import Graph, Shapes, place
 from edgecnn.quantize.record import metadata, report
 from edgecnn.quantize.repeats import delivered
 from edgecnn.quantize.rewrite import serialized
+from edgecnn.quantize.same import IMAGES as COMPARED
+from edgecnn.quantize.same import require_same
 from edgecnn.quantize.sessions import observe, open_session, run_each
 from edgecnn.quantize.typed_check import IMAGES as TYPED_IMAGES
 from edgecnn.quantize.typed_check import Reference, TypedFile, checked
@@ -49,9 +52,10 @@ def quantize_file(
             "an accuracy budget needs labelled images beside the calibration images, and there are none",
             "give labels, or leave the budget out",
         )
-    float_model = canonical(model)
+    float_model, ends = canonical(model), Ends.of(model)
     feeder = Feeder(float_model, contract, images, spec.images)
     sample = feeder.sample(LAYER_IMAGES)
+    require_same(model, float_model, list(feeder.feeds(sample[:COMPARED])))
     shapes, bounds = observe(float_model, list(feeder.feeds(sample[:_OBSERVED])))
     graph = Graph(float_model, shapes)
     placement = place(graph, scheme, spec.keep_float)
@@ -76,7 +80,7 @@ def quantize_file(
     candidate = climbed.candidate
     quantized = candidate.quantized(scheme)
     told = metadata(tools, climbed)
-    (out / "model.onnx").write_bytes(serialized(delivered(quantized, scheme), told))
+    (out / "model.onnx").write_bytes(serialized(delivered(quantized, scheme), told, ends))
     half: TypedFile | None = None
     if scheme.islands == "float16" and opset(float_model) >= TYPED_OPSET:
         largest = _bounds(tools, climbed, bounds)
@@ -119,7 +123,7 @@ def _typed(
     single = list(run_each(open_session(graph, simulate=True), feeds))
     measured = magnitudes(feeder.model, feeds, largest, shapes)
     found = checked(graph, measured, Reference(feeds, len(chosen), names, exact, single))
-    (out / "typed.onnx").write_bytes(serialized(found.model, metadata))
+    (out / "typed.onnx").write_bytes(serialized(found.model, metadata, Ends.of(given)))
     for island in _told(found):
         progress.current().note(f"stays FP32: {island}")
     return found

@@ -145,6 +145,8 @@ def layer_weight(node: ir.Node, graph: Graph) -> Weight | str:
     name = node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else None
     if array is None or name is None:
         return "its weight is computed, not constant"
+    if constant(node.inputs[0]) is not None:
+        return "its input is constant: it is computed once"
     if array.dtype not in (np.float32, np.float16):
         return f"its weight is {array.dtype}"
     match node.op_type:

@@ -15,12 +15,15 @@ import onnx_ir as ir
 from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError
 from edgecnn.quantize.canonical import add_initializer, constant, opset
+from edgecnn.quantize.ends import Ends
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.placement import Activation, Placement, Weight
 from edgecnn.quantize.ranges import Grid, activation_type
 from edgecnn.quantize.weights import IntegerWeight, integer_bias, integer_weight
 
 METADATA_KEY = "edgecnn.quantize"
 Grids = dict[str, Grid]
+QUANTIZES, CLIPS = "edgecnn.quantizes", "edgecnn.clips"  # what our nodes say of themselves: the tensor's name
 BIAS = 2  # the bias's input index of Conv, ConvTranspose and Gemm
 
 
@@ -52,34 +55,37 @@ def rewrite(
     """
     copy = model.clone()
     graph = copy.graph
+    names = Names(graph)
     nodes = {node.name: node for node in graph}
     for name, bias in overrides.biases.items():
-        _set_bias(graph, nodes[name], bias)
+        _set_bias(graph, nodes[name], bias, names)
     for activation in placement.activations:
-        _insert(graph, activation, nodes, grids[activation.tensor], scheme)
+        _insert(graph, activation, nodes, grids[activation.tensor], scheme, names)
     originals: dict[tuple[str, int], tuple[ir.Value, IntegerWeight]] = {}
     for weight in placement.weights:
-        _insert_weight(graph, weight, nodes, grids, scheme, originals, placement, overrides)
+        _insert_weight(graph, weight, nodes, grids, scheme, originals, placement, overrides, names)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
     return copy
 
 
 def _insert(
-    graph: ir.Graph, activation: Activation, nodes: dict[str | None, ir.Node], grid: Grid, scheme: Scheme
+    graph: ir.Graph, activation: Activation, nodes: dict[str | None, ir.Node], grid: Grid, scheme: Scheme, names: Names
 ) -> None:
     value = next(v for v in _values(graph, activation, nodes) if v.name == activation.tensor)
     kind = activation_type(scheme)
     name = activation.tensor
-    scale = add_initializer(graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
-    zero = add_initializer(graph, f"{name}_zero_point", np.asarray(grid.zero_point, kind))
-    inside = _clipped(graph, value, grid, kind)
+    scale = add_initializer(graph, f"{name}_scale", np.asarray(grid.scale, np.float32), names)
+    zero = add_initializer(graph, f"{name}_zero_point", np.asarray(grid.zero_point, kind), names)
+    inside = _clipped(graph, value, grid, kind, names)
     quantize = ir.node("QuantizeLinear", [inside[-1].outputs[0] if inside else value, scale, zero],
-                       name=f"{name}_QuantizeLinear")  # fmt: skip
+                       name=names.free(f"{name}_QuantizeLinear"))  # fmt: skip
     dequantize = ir.node(
-        "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}_DequantizeLinear"
+        "DequantizeLinear", [quantize.outputs[0], scale, zero], name=names.free(f"{name}_DequantizeLinear")
     )  # fmt: skip
-    quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}_quantized", f"{name}_dequantized"
+    quantize.meta[QUANTIZES] = name
+    quantize.outputs[0].name = names.free(f"{name}_quantized")
+    dequantize.outputs[0].name = names.free(f"{name}_dequantized")
     quantize.outputs[0].shape = dequantize.outputs[0].shape = value.shape
     quantize.outputs[0].type = ir.TensorType(ir.DataType.INT8 if kind is np.int8 else ir.DataType.UINT8)
     dequantize.outputs[0].type = value.type
@@ -92,19 +98,23 @@ def _insert(
     for edge in activation.edges:
         nodes[edge.node].replace_input_with(edge.index, dequantize.outputs[0])
     if value.is_graph_output() and not activation.edges:
-        _as_output(graph, value, dequantize.outputs[0])
+        _as_output(graph, value, dequantize.outputs[0], names)
 
 
-def _clipped(graph: ir.Graph, value: ir.Value, grid: Grid, kind: type) -> list[ir.Node]:
+def _clipped(graph: ir.Graph, value: ir.Value, grid: Grid, kind: type, names: Names) -> list[ir.Node]:
     """With fewer than 8 bits QuantizeLinear's own saturation is too late: a Clip to the grid's ends before it."""
     if (grid.lowest, grid.highest) == (np.iinfo(kind).min, np.iinfo(kind).max):
         return []
     ends = [
-        add_initializer(graph, f"{value.name}_{end}", np.asarray((step - grid.zero_point) * grid.scale, np.float32))
+        add_initializer(
+            graph, f"{value.name}_{end}", np.asarray((step - grid.zero_point) * grid.scale, np.float32), names
+        )
         for end, step in (("lowest", grid.lowest), ("highest", grid.highest))
     ]
-    clip = ir.node("Clip", [value, *ends], name=f"{value.name}_Clip")
-    clip.outputs[0].name, clip.outputs[0].shape, clip.outputs[0].type = f"{value.name}_clipped", value.shape, value.type
+    clip = ir.node("Clip", [value, *ends], name=names.free(f"{value.name}_Clip"))
+    clip.meta[CLIPS] = value.name
+    clip.outputs[0].name = names.free(f"{value.name}_clipped")
+    clip.outputs[0].shape, clip.outputs[0].type = value.shape, value.type
     return [clip]
 
 
@@ -115,11 +125,11 @@ def _values(graph: ir.Graph, activation: Activation, nodes: dict[str | None, ir.
     return list(graph.outputs)
 
 
-def _as_output(graph: ir.Graph, inner: ir.Value, outer: ir.Value) -> None:
+def _as_output(graph: ir.Graph, inner: ir.Value, outer: ir.Value, names: Names) -> None:
     """The graph's output keeps its name but reads the dequantized value."""
     name = inner.name
     position = next(index for index, value in enumerate(graph.outputs) if value is inner)
-    inner.name = f"{name}_float"
+    inner.name = names.free(f"{name}_float")
     outer.name = name
     graph.outputs[position] = outer
 
@@ -127,6 +137,7 @@ def _as_output(graph: ir.Graph, inner: ir.Value, outer: ir.Value) -> None:
 def _insert_weight(
     graph: ir.Graph, weight: Weight, nodes: dict[str | None, ir.Node], grids: Grids, scheme: Scheme,
     made: dict[tuple[str, int], tuple[ir.Value, IntegerWeight]], placement: Placement, overrides: Overrides,
+    names: Names,
 ) -> None:  # fmt: skip
     node = nodes[weight.node]
     array = constant(node.inputs[weight.index])
@@ -139,10 +150,10 @@ def _insert_weight(
         integer = overrides.weights.get(weight.tensor)
         if integer is None:
             integer = integer_weight(weight.tensor, array, weight.axis, scheme, bias, input_scale)
-        values = add_initializer(graph, f"{weight.tensor}_quantized", integer.values)
-        scales = add_initializer(graph, f"{weight.tensor}_scale", integer.scales)
-        zeros = add_initializer(graph, f"{weight.tensor}_zero_point", np.zeros(integer.scales.shape, np.int8))
-        output = _dequantized(graph, node, [values, scales, zeros], weight.axis)
+        values = add_initializer(graph, f"{weight.tensor}_quantized", integer.values, names)
+        scales = add_initializer(graph, f"{weight.tensor}_scale", integer.scales, names)
+        zeros = add_initializer(graph, f"{weight.tensor}_zero_point", np.zeros(integer.scales.shape, np.int8), names)
+        output = _dequantized(graph, node, [values, scales, zeros], weight.axis, names)
         output.shape = ir.Shape(array.shape)
         made[key] = output, integer
     output, integer = made[key]
@@ -151,15 +162,15 @@ def _insert_weight(
         name = node.inputs[bias_index].name
         steps, scales_of_bias = integer_bias(bias, input_scale, integer.scales)
         parts = [
-            add_initializer(graph, f"{name}_quantized", steps),
-            add_initializer(graph, f"{name}_scale", scales_of_bias),
-            add_initializer(graph, f"{name}_zero_point", np.zeros(scales_of_bias.shape, np.int32)),
+            add_initializer(graph, f"{name}_quantized", steps, names),
+            add_initializer(graph, f"{name}_scale", scales_of_bias, names),
+            add_initializer(graph, f"{name}_zero_point", np.zeros(scales_of_bias.shape, np.int32), names),
         ]
-        node.replace_input_with(bias_index, _dequantized(graph, node, parts, 0))
+        node.replace_input_with(bias_index, _dequantized(graph, node, parts, 0, names))
 
 
-def _set_bias(graph: ir.Graph, node: ir.Node, bias: np.ndarray) -> None:
-    value = add_initializer(graph, f"{node.name}_bias", bias.astype(np.float32))
+def _set_bias(graph: ir.Graph, node: ir.Node, bias: np.ndarray, names: Names) -> None:
+    value = add_initializer(graph, f"{node.name}_bias", bias.astype(np.float32), names)
     if node.op_type == "Add":  # a MatMul's
         node.replace_input_with(next(i for i, v in enumerate(node.inputs) if constant(v) is not None), value)
     elif len(node.inputs) > BIAS:
@@ -176,18 +187,22 @@ def _input_of(weight: Weight, placement: Placement) -> str:
     raise AssertionError(f"placement gives {weight.node} an INT8 weight but no INT8 input")
 
 
-def _dequantized(graph: ir.Graph, before: ir.Node, parts: list[ir.Value], axis: int) -> ir.Value:
-    node = ir.node("DequantizeLinear", parts, {"axis": axis}, name=f"{parts[0].name}_DequantizeLinear")
-    node.outputs[0].name = f"{parts[0].name}_dequantized"
+def _dequantized(graph: ir.Graph, before: ir.Node, parts: list[ir.Value], axis: int, names: Names) -> ir.Value:
+    node = ir.node("DequantizeLinear", parts, {"axis": axis}, name=names.free(f"{parts[0].name}_DequantizeLinear"))
+    node.outputs[0].name = names.free(f"{parts[0].name}_dequantized")
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(before, node)
     return node.outputs[0]
 
 
-def serialized(model: ir.Model, metadata: str | None = None) -> bytes:
+def serialized(model: ir.Model, metadata: str | None = None, ends: Ends | None = None) -> bytes:
     """The model as bytes: IR version lowered to what its opset needs, metadata set, checked, shapes inferred strictly.
 
+    Args:
+        ends: the inputs and outputs that it must have, as the user's file declares them.
+
     Raises:
+        InternalError: it has others.
         EdgeError: onnx refuses the graph (a fault of the rewrite or of the model; the node is in the message).
     """
     if metadata is not None:
@@ -211,4 +226,6 @@ def serialized(model: ir.Model, metadata: str | None = None) -> bytes:
         lines = [line for line in str(error).splitlines() if line.strip()]
         hint = "keep that node float: `quantize.keep_float`"
         raise EdgeError(f"onnx refuses the quantized graph: {lines[0] if lines else error}", hint) from error
+    if ends is not None:
+        ends.declare(inferred)
     return bytes(inferred.SerializeToString(deterministic=True))

@@ -30,6 +30,8 @@ from edgecnn.quantize.noise import Noise, Part, Reference, of_edges, partly
 from edgecnn.quantize.noise_split import integer_weights, only_activations, only_weights
 from edgecnn.quantize.placement import LAYERS, Edge, Graph, Placement, place
 from edgecnn.quantize.ranges import Grid, activation_grid
+from edgecnn.quantize.same import IMAGES as COMPARED
+from edgecnn.quantize.same import require_same
 from edgecnn.quantize.sessions import observe
 from edgecnn.quantize.weights import require_finite
 from edgecnn.recipe import QuantizeSpec
@@ -129,6 +131,7 @@ def sensitivity(
     spec.require_images(len(images))
     float_model = canonical(model)
     feeder = Feeder(float_model, contract, images, spec.images)
+    require_same(model, float_model, list(feeder.feeds(feeder.sample(COMPARED))))
     shapes, _ = observe(float_model, list(feeder.feeds(feeder.sample(_SHAPED))))
     graph = Graph(float_model, shapes)
     placement = place(graph, scheme, spec.keep_float)

@@ -22,6 +22,8 @@ import onnx_ir as ir
 
 from edgecnn.errors import EdgeError
 from edgecnn.io_contract import KEY, IoContract, OutputContract
+from edgecnn.quantize.ends import Ends
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.recipe import SuppressSpec
 
@@ -35,6 +37,7 @@ def suppressed(path: Path, spec: SuppressSpec) -> bytes:
     Raises:
         EdgeError: it has no contract, or one without boxes and scores.
     """
+    given = Ends.of(path)
     model = ir.load(str(path))
     if KEY not in model.metadata_props:
         raise EdgeError(f"`{path}` has no `{KEY}` metadata", "export it with edgecnn")
@@ -45,6 +48,7 @@ def suppressed(path: Path, spec: SuppressSpec) -> bytes:
         raise EdgeError(f"`{path}` answers {', '.join(names)}, and suppression needs boxes and scores")
     boxes, scores = values[names["boxes"]], values[names["scores"]]
     most = min(spec.max_detections, _candidates(scores))
+    _clear_names(model.graph)
     found = (_plugin if spec.by == "tensorrt" else _onnx)(model.graph, boxes, scores, spec, most)
     batch = scores.shape[0] if scores.shape is not None else None
     kinds = (ir.DataType.INT32, ir.DataType.FLOAT, ir.DataType.FLOAT, ir.DataType.INT32)
@@ -56,7 +60,8 @@ def suppressed(path: Path, spec: SuppressSpec) -> bytes:
         update={"outputs": tuple(OutputContract(name=name, meaning=name) for name in OUTPUTS), "nms": spec}
     )
     model.metadata_props[KEY] = told.model_dump_json()
-    return serialized(model)
+    outputs = tuple(ir.serde.serialize_value(value) for value in model.graph.outputs)
+    return serialized(model, ends=Ends(given.inputs, outputs))
 
 
 def bare(path: Path) -> bytes | None:
@@ -77,6 +82,15 @@ def bare(path: Path) -> bytes | None:
     )
     model.metadata_props[KEY] = contract.model_copy(update={"outputs": outputs, "nms": None}).model_dump_json()
     return serialized(model)
+
+
+def _clear_names(graph: ir.Graph) -> None:
+    """What is called like the tail's tensors and nodes is called otherwise."""
+    names = Names(graph)
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+    for one in (*nodes, *graph.initializers.values(), *(value for node in nodes for value in node.outputs)):
+        if one.name and (one.name in OUTPUTS or one.name.startswith("nms")):
+            one.name = names.free(f"model.{one.name}")
 
 
 def _candidates(scores: ir.Value) -> int:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgecnn.device import Scheme
 from edgecnn.quantize.placement import Placement
 from edgecnn.quantize.ranges import activation_type
-from edgecnn.quantize.rewrite import Grids, rewrite
+from edgecnn.quantize.rewrite import CLIPS, QUANTIZES, Grids, rewrite
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
 
 
@@ -35,12 +35,13 @@ def simulations(
 
 def _opened(quantized: ir.Model, placement: Placement) -> dict[str, tuple[list[str], list[str]]]:
     """Turn the scales, zero-points and clipping ends into inputs; their names by tensor: (scale, zero-point), ends."""
-    nodes = {node.name: node for node in quantized.graph}
+    quantizers = {node.meta[QUANTIZES]: node for node in quantized.graph if QUANTIZES in node.meta}
+    clips = {node.meta[CLIPS]: node for node in quantized.graph if CLIPS in node.meta}
     slots = {}
     for activation in placement.activations:
         name = activation.tensor
-        own = list(nodes[f"{name}_QuantizeLinear"].inputs[1:3])
-        ends = list(nodes[f"{name}_Clip"].inputs[1:3]) if f"{name}_Clip" in nodes else []
+        own = list(quantizers[name].inputs[1:3])
+        ends = list(clips[name].inputs[1:3]) if name in clips else []
         for value in (*own, *ends):
             assert value is not None
             del quantized.graph.initializers[value.name]

@@ -15,6 +15,7 @@ from edgecnn.quantize.canonical import TYPED_OPSET, constant, opset
 from edgecnn.quantize.half import FLOAT_ONLY, wide_nodes
 from edgecnn.quantize.half_values import LARGEST_HALF
 from edgecnn.quantize.magnitudes import Magnitudes
+from edgecnn.quantize.names import Names
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -39,7 +40,8 @@ def typed(model: ir.Model, measured: Magnitudes, also: dict[str, str] | None = N
     graph = copy.graph
     declared = {value.name for value in graph.outputs if value.dtype == _FLOAT}
     wide = wide_nodes(graph, measured, also or {})
-    _split(graph, wide)
+    names = Names(graph)
+    _split(graph, wide, names)
     halves: dict[str, ir.Value] = {}
     casts: dict[tuple[int, ir.DataType], ir.Value] = {}
     for node in list(graph):
@@ -50,23 +52,23 @@ def typed(model: ir.Model, measured: Magnitudes, also: dict[str, str] | None = N
             continue
         if node.op_type == "Cast":
             continue
-        if target is _HALF and _has_float_attribute(node):
+        if target is _HALF and (_has_float_attribute(node) or _has_sequence(node)):
             target = _FLOAT
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype not in (_FLOAT, _HALF) or (node.op_type, index) in FLOAT_ONLY:
                 continue
             if value.dtype != target:
-                node.replace_input_with(index, _converted(graph, node, value, target, halves, casts))
+                node.replace_input_with(index, _converted(graph, node, value, target, halves, casts, names))
         for output in node.outputs:
             if output.dtype == _FLOAT and target is _HALF:
                 output.type = ir.TensorType(_HALF)
-    _outputs(graph, declared)
+    _outputs(graph, declared, names)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
     return copy, {name: why for name, why in wide.items() if why}
 
 
-def _split(graph: ir.Graph, wide: dict[str, str]) -> None:
+def _split(graph: ir.Graph, wide: dict[str, str], names: Names) -> None:
     """A DequantizeLinear that FP32 and FP16 nodes read becomes two: a Cast behind it would part it from its layer."""
     for node in list(graph):
         if node.op_type != "DequantizeLinear" or node.name in wide:
@@ -75,8 +77,9 @@ def _split(graph: ir.Graph, wide: dict[str, str]) -> None:
         uses = [(use[0], use[1]) for use in output.uses() if use[0].name in wide]
         if not uses:
             continue
-        twin = ir.node("DequantizeLinear", list(node.inputs), dict(node.attributes), name=f"{node.name}.fp32")
-        twin.outputs[0].name, twin.outputs[0].shape = f"{output.name}.fp32", output.shape
+        twin = ir.node("DequantizeLinear", list(node.inputs), dict(node.attributes))
+        twin.name, twin.outputs[0].name = names.free(f"{node.name}.fp32"), names.free(f"{output.name}.fp32")
+        twin.outputs[0].shape = output.shape
         twin.outputs[0].type = ir.TensorType(_FLOAT)
         graph.insert_after(node, twin)
         wide[twin.name or ""] = ""
@@ -93,15 +96,21 @@ def _has_float_attribute(node: ir.Node) -> bool:
     return node.op_type == "ConstantOfShape" and (value is None or value.value.dtype == _FLOAT)
 
 
+def _has_sequence(node: ir.Node) -> bool:
+    """A sequence's elements keep their type: a Cast takes tensors only."""
+    values = (value for value in (*node.inputs, *node.outputs) if value is not None)
+    return any(not isinstance(value.type, ir.TensorType | None) for value in values)
+
+
 def _converted(
     graph: ir.Graph, node: ir.Node, value: ir.Value, target: ir.DataType, halves: dict[str, ir.Value],
-    casts: dict[tuple[int, ir.DataType], ir.Value],
+    casts: dict[tuple[int, ir.DataType], ir.Value], names: Names,
 ) -> ir.Value:  # fmt: skip
     array = constant(value)
     if array is not None and target is _HALF and value.name is not None:
         if value.name not in halves:
             name = value.name
-            half = ir.tensor(_as_half(array), name=f"{name}.fp16")
+            half = ir.tensor(_as_half(array), name=names.free(f"{name}.fp16"))
             made = ir.Value(name=half.name, shape=half.shape, type=ir.TensorType(_HALF), const_value=half)
             graph.register_initializer(made)
             halves[name] = made
@@ -109,8 +118,8 @@ def _converted(
     key = (id(value), target)
     if key not in casts:
         text = "fp16" if target is _HALF else "fp32"
-        cast = ir.node("Cast", [value], {"to": int(target)}, name=f"{value.name}.to_{text}")
-        cast.outputs[0].name = f"{value.name}.{text}"
+        cast = ir.node("Cast", [value], {"to": int(target)}, name=names.free(f"{value.name}.to_{text}"))
+        cast.outputs[0].name = names.free(f"{value.name}.{text}")
         cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(target), value.shape
         producer = value.producer()
         if producer is None:
@@ -128,14 +137,14 @@ def _as_half(array: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(array), np.clip(half, -LARGEST_HALF, LARGEST_HALF), half).astype(np.float16)
 
 
-def _outputs(graph: ir.Graph, declared: set[str | None]) -> None:
+def _outputs(graph: ir.Graph, declared: set[str | None], names: Names) -> None:
     """Outputs keep name and float32."""
     for position, value in enumerate(list(graph.outputs)):
         if value.dtype != _HALF or value.name not in declared:
             continue
         name = value.name
-        value.name = f"{name}.fp16"
-        cast = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=f"{name}.to_fp32")
+        value.name = names.free(f"{name}.fp16")
+        cast = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=names.free(f"{name}.to_fp32"))
         cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = name, value.shape, ir.TensorType(_FLOAT)
         graph.append(cast)
         graph.outputs[position] = cast.outputs[0]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgecnn.quantize.names import Names
+
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT = ir.DataType.FLOAT
 
@@ -45,9 +47,10 @@ def widen(model: ir.Model) -> bool:
 
 def _inputs(graph: ir.Graph) -> bool:
     halves = [value for value in graph.inputs if value.dtype in _HALVES]
+    names = Names(graph)
     for value in halves:
-        cast = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=f"{value.name}.to_fp32")
-        cast.outputs[0].name, cast.outputs[0].shape = f"{value.name}.fp32", value.shape
+        cast = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=names.free(f"{value.name}.to_fp32"))
+        cast.outputs[0].name, cast.outputs[0].shape = names.free(f"{value.name}.fp32"), value.shape
         cast.outputs[0].type = ir.TensorType(_FLOAT)
         for node, index in list(value.uses()):
             node.replace_input_with(index, cast.outputs[0])
@@ -58,12 +61,14 @@ def _inputs(graph: ir.Graph) -> bool:
 
 def _outputs(graph: ir.Graph, ends: dict[str, ir.DataType | None]) -> bool:
     """Outputs that were half stay so, by a Cast at the end."""
+    names = Names(graph)
     for position, value in enumerate(list(graph.outputs)):
         name, kind = value.name or "", ends.get(value.name or "")
         if kind is None:
             continue
-        value.name = f"{name}.fp32"
-        cast = ir.node("Cast", [value], {"to": int(kind)}, name=f"{name}.to_{kind.name.lower()}")
+        if not value.is_graph_input():
+            value.name = names.free(f"{name}.fp32")
+        cast = ir.node("Cast", [value], {"to": int(kind)}, name=names.free(f"{name}.to_{kind.name.lower()}"))
         cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = name, value.shape, ir.TensorType(kind)
         graph.append(cast)
         graph.outputs[position] = cast.outputs[0]

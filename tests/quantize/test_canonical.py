@@ -207,16 +207,6 @@ def test_an_input_without_a_rank(tmp_path: Path) -> None:
     assert "input `image` of" in refused(tmp_path / "m.onnx")
 
 
-def test_a_tensor_of_dynamic_rank(tmp_path: Path) -> None:
-    net = Net(3)
-    shape = net.op("NonZero", "image")
-    wanted = net.op("Reshape", net.op("Reshape", shape, net.constant("flat", np.asarray([-1], np.int64))),
-                    net.constant("f2", np.asarray([-1], np.int64)))  # fmt: skip
-    reshaped = net.op("Reshape", "image", wanted, name="free")
-    path = net.save(tmp_path / "m.onnx", net.op("Relu", reshaped), rank=4)
-    assert "dynamic rank: `free_out`, made by Reshape `free`" in refused(path)
-
-
 def test_an_already_quantized_graph(tmp_path: Path) -> None:
     net = Net(3)
     scale, zero = net.constant("s", np.float32(0.1)), net.constant("z", np.int8(0))

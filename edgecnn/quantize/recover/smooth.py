@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.canonical import add_initializer, constant
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.placement import Graph, Placement
 from edgecnn.quantize.recover import channels
 from edgecnn.quantize.recover.links import equalized
@@ -80,7 +81,7 @@ def _opened(graph: Graph, wanted: frozenset[str] | None) -> tuple[Graph, list[st
         if wanted is not None and f"{node.name}.smooth" not in wanted:
             continue
         name, count = value.name, shape[1]
-        value.name = f"{name}.plain"
+        value.name = Names(model.graph).free(f"{name}.plain")
         weight = add_initializer(model.graph, f"{name}.factors", np.ones((count, 1, 1, 1), np.float32))
         identity = ir.node(
             "Conv", [value, weight], {"group": count, "kernel_shape": [1, 1]}, name=f"{node.name}.smooth"

@@ -1,0 +1,225 @@
+# ruff: noqa: E501  # a graph a line
+"""Graphs as strangers' exporters write them: each a right file that must be quantized and keep its ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+N = helper.make_node
+
+
+@dataclass
+class Foreign:
+    """One graph: input `x` (N, 3, 16, 16); `r` is the Relu of the first Conv, (N, 16, 16, 16)."""
+
+    nodes: list[NodeProto] = field(default_factory=list)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: list[ValueInfoProto] = field(default_factory=list)
+    opset: int = 17
+    functions: tuple[onnx.FunctionProto, ...] = ()
+    opsets: tuple[str, ...] = ()
+    inputs: tuple[ValueInfoProto, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self.weights = {"w0": self.random(16, 3, 3, 3), "w1": self.random(16, 16, 1, 1), **self.weights}
+        self.nodes = [N("Conv", ["x", "w0"], ["c"], "first", pads=[1] * 4), N("Relu", ["c"], ["r"], "relu")]
+
+    def random(self, *shape: int) -> np.ndarray:
+        return (np.random.default_rng(sum(shape)).standard_normal(shape) * 0.3).astype(np.float32)
+
+    def add(self, *nodes: NodeProto, **weights: np.ndarray) -> Foreign:
+        self.nodes += nodes
+        self.weights |= weights
+        return self
+
+    def out(self, name: str, shape: tuple[object, ...] = ("N", 16, 16, 16), kind: int = FLOAT) -> Foreign:
+        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return self
+
+    def save(self, path: Path) -> Path:
+        x = helper.make_tensor_value_info("x", FLOAT, ["N", 3, 16, 16])
+        tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in self.weights.items()]
+        graph = helper.make_graph(self.nodes, "g", [x, *self.inputs], self.outputs, tensors)
+        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(name, 1) for name in self.opsets)]
+        ir = {11: 6, 17: 8, 18: 8, 19: 9, 21: 10, 22: 10, 23: 11}[self.opset]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=ir, functions=self.functions)
+        onnx.checker.check_model(model)
+        onnx.save(model, str(path))
+        return path
+
+
+def _last(name: str = "y") -> NodeProto:
+    return N("Conv", ["r", "w1"], [name], "last")
+
+
+def _if(condition: str, then: list[NodeProto], other: list[NodeProto], name: str = "y") -> NodeProto:
+    shape = ("N", 16, 16, 16)
+    graphs = [
+        helper.make_graph(nodes, branch, [], [helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, shape)])
+        for nodes, branch in ((then, "then"), (other, "else"))
+    ]
+    return N("If", [condition], [name], "if", then_branch=graphs[0], else_branch=graphs[1])
+
+
+def _loop() -> NodeProto:
+    shape = ("N", 16, 16, 16)
+    body = helper.make_graph(
+        [N("Conv", ["s", "w1"], ["t"], "inner"), N("Relu", ["t"], ["u"]), N("Identity", ["going"], ["still"])],
+        "body",
+        [helper.make_tensor_value_info("turn", INT64, []), helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("s", FLOAT, shape)],
+        [helper.make_tensor_value_info("still", TensorProto.BOOL, []), helper.make_tensor_value_info("u", FLOAT, shape)],
+    )  # fmt: skip
+    return N("Loop", ["turns", "", "d"], ["looped"], "loop", body=body)
+
+
+def _function() -> Foreign:
+    relu = helper.make_function(
+        "local", "Twice", ["a"], ["b"], [N("Relu", ["a"], ["m"]), N("Add", ["m", "m"], ["b"])],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    twice = N("Twice", ["d"], ["y"], domain="local")
+    return Foreign(functions=(relu,), opsets=("local",)).add(_last("d"), twice).out("y")
+
+
+def _norm_source() -> Foreign:
+    one = {name: np.abs(Foreign().random(16)) + 0.5 for name in ("g", "b", "m", "v")}
+    norm = N("BatchNormalization", ["d", "g", "b", "m", "v"], ["y"])
+    return Foreign().add(_last("d"), norm, **one).out("y").out("d")
+
+
+def _training_norm() -> Foreign:
+    one = {name: np.abs(Foreign().random(16)) * 9 + 0.5 for name in ("g", "b", "m", "v")}
+    norm = N("BatchNormalization", ["d", "g", "b", "m", "v"], ["n", "rm", "rv"], training_mode=1)
+    return Foreign().add(_last("d"), norm, N("Relu", ["n"], ["y"]), **one).out("y")
+
+
+def _gemm(*shape: int, **attributes: float) -> Foreign:
+    made = Foreign().add(N("GlobalAveragePool", ["r"], ["p"]), N("Flatten", ["p"], ["f"]))
+    return made.add(N("Gemm", ["f", "wg", "bg"], ["y"], "fc", **attributes),
+                    wg=made.random(16, 24), bg=made.random(*shape)).out("y", ("N", 24))  # fmt: skip
+
+
+def _group_norm() -> Foreign:
+    norm = N("GroupNormalization", ["r", "gs", "gb"], ["n"], "gn", num_groups=4)
+    made = Foreign(opset=21)
+    return made.add(norm, N("Conv", ["n", "w1"], ["y"]), gs=made.random(16) + 1, gb=made.random(16)).out("y")
+
+
+def _sequence() -> Foreign:
+    made = Foreign()
+    split = N("SplitToSequence", ["r", "parts"], ["sq"], axis=1)
+    halves = (N("SequenceAt", ["sq", "zero"], ["s0"]), N("SequenceAt", ["sq", "one"], ["s1"]))
+    made.add(split, *halves, N("Add", ["s0", "s1"], ["a"]), N("Conv", ["a", "w8"], ["y"]), w8=made.random(16, 8, 1, 1))
+    return made.add(parts=np.array([8, 8]), zero=np.array(0), one=np.array(1)).out("y")
+
+
+def _computed_reshape() -> Foreign:
+    made = Foreign().add(N("GlobalAveragePool", ["r"], ["p"]), N("Shape", ["p"], ["s"]),
+                         N("Cast", ["s"], ["s32"], to=TensorProto.INT32), N("Slice", ["s32", "zero", "one"], ["b"]),
+                         N("Cast", ["b"], ["b64"], to=INT64), N("Cast", ["sixteen"], ["c64"], to=INT64),
+                         N("Concat", ["b64", "c64"], ["to"], axis=0), N("Reshape", ["p", "to"], ["f"]))  # fmt: skip
+    made.add(N("MatMul", ["f", "wf"], ["y"]), zero=np.array([0]), one=np.array([1]), sixteen=np.array([16], np.int32))
+    return made.add(wf=made.random(16, 10)).out("y", ("N", 10))
+
+
+def _positions() -> Foreign:
+    made = Foreign()
+    nodes = (N("MatMul", ["grid", "wp"], ["pe"], "position"), N("Reshape", ["pe", "sh"], ["p4"]),
+             N("Transpose", ["p4"], ["pt"], perm=[0, 3, 1, 2]), N("Add", ["r", "pt"], ["a"]),
+             N("Conv", ["a", "w1"], ["y"]))  # fmt: skip
+    return made.add(*nodes, grid=made.random(256, 2), wp=made.random(2, 16), sh=np.array([1, 16, 16, 16])).out("y")
+
+
+def _half(kind: int, opset: int) -> Foreign:
+    """Weights and arithmetic in half precision between Casts."""
+    made = Foreign(opset=opset)
+    made.nodes = [N("Cast", ["x"], ["xh"], to=kind), N("Conv", ["xh", "h0"], ["c"], "first", pads=[1] * 4),
+                  N("Relu", ["c"], ["rh"]), N("Conv", ["rh", "h1"], ["yh"], "last"),
+                  N("Cast", ["yh"], ["y"], to=FLOAT)]  # fmt: skip
+    narrow = {"h0": made.weights.pop("w0"), "h1": made.weights.pop("w1")}
+    return made.add(
+        **{name: array.astype(helper.tensor_dtype_to_np_dtype(kind)) for name, array in narrow.items()}
+    ).out("y")
+
+
+def _overridable() -> Foreign:
+    """Initializers that are inputs too, as before IR version 4."""
+    made = Foreign(inputs=(helper.make_tensor_value_info("w1", FLOAT, [16, 16, 1, 1]),)).add(_last())
+    return made.out("y")
+
+
+def _named(tensor: str = "", node: str = "", weight: str = "") -> Foreign:
+    """The Mul's output, the second Conv or the factor under a name like one of ours."""
+    factor = weight or "factor"
+    made = Foreign().add(N("Conv", ["r", "w1"], ["d"], node or "last"), N("Mul", ["r", factor], [tensor or "e"], "mul"),
+                         N("Add", ["d", tensor or "e"], ["y"], "add"))  # fmt: skip
+    return made.add(**{factor: np.abs(made.random(1, 16, 1, 1))}).out("y")
+
+
+OURS = ("r_scale", "r_zero_point", "r_quantized", "r_dequantized", "r_clipped", "r_lowest", "r.fp16", "r.fp32", "y_float",
+        "y.fp16", "w1_quantized", "w1_scale", "w1_dequantized", "w1.fp16", "edgecnn.seen", "edgecnn.probe", "probe_scale",
+        "val_0")  # fmt: skip
+OUR_NODES = ("r_QuantizeLinear", "r_DequantizeLinear", "r_Clip", "r.to_fp16", "y.to_fp32", "w1_quantized_DequantizeLinear",
+             "edgecnn.probe")  # fmt: skip
+
+ZOO: dict[str, Callable[[], Foreign]] = {
+    "output twice by Identity": lambda: Foreign().add(_last(), N("Identity", ["y"], ["y2"])).out("y").out("y2"),
+    "copy first": lambda: Foreign().add(_last(), N("Identity", ["y"], ["y2"])).out("y2").out("y"),
+    "output twice by Dropout": lambda: Foreign().add(_last(), N("Dropout", ["y"], ["y2"])).out("y").out("y2"),
+    "three copies": lambda: Foreign().add(_last(), *(N("Identity", ["y"], [f"y{i}"]) for i in (2, 3))).out("y").out("y2").out("y3"),
+    "computed twice": lambda: Foreign().add(_last("d"), N("Relu", ["d"], ["y"]), N("Relu", ["d"], ["y2"])).out("y").out("y2"),
+    "cast of the same type": lambda: Foreign().add(_last(), N("Cast", ["y"], ["y2"], to=FLOAT)).out("y").out("y2"),
+    "inner tensor too": lambda: Foreign().add(_last(), N("Identity", ["r"], ["seen"])).out("y").out("seen"),
+    "tensor that is read on": lambda: Foreign().add(_last()).out("r").out("y"),
+    "norm and its source": _norm_source,
+    "norm in training mode": _training_norm,
+    "weight": lambda: Foreign().add(_last()).out("y").out("w1", (16, 16, 1, 1)),
+    "initializer": lambda: Foreign(weights={"p": np.ones((50, 4), np.float32)}).add(_last()).out("p", (50, 4)).out("y"),
+    "constant": lambda: Foreign().add(_last(), N("Constant", [], ["p"], value_floats=[1.0, 2.0])).out("y").out("p", (2,)),
+    "copy of a weight": lambda: Foreign().add(_last(), N("Identity", ["w1"], ["p"])).out("y").out("p", (16, 16, 1, 1)),
+    "input passed on": lambda: Foreign().add(_last(), N("Identity", ["x"], ["same"])).out("y").out("same", ("N", 3, 16, 16)),
+    "shape": lambda: Foreign().add(_last(), N("Shape", ["y"], ["size"])).out("y").out("size", (4,), INT64),
+    "decided If": lambda: Foreign(weights={"yes": np.array(True)}).add(
+        _last("d"), _if("yes", [N("Identity", ["d"], ["a"])], [N("Relu", ["d"], ["b"])])).out("y"),
+    "decided If of an output": lambda: Foreign(weights={"yes": np.array(False)}).add(
+        _last("d"), _if("yes", [N("Relu", ["d"], ["a"])], [N("Identity", ["d"], ["b"])])).out("y").out("d"),
+    "open If": lambda: Foreign(weights={"edge": np.float32(0.0)}).add(
+        _last("d"), N("ReduceMean", ["d"], ["mean"], keepdims=0), N("Greater", ["mean", "edge"], ["open"]),
+        _if("open", [N("Identity", ["d"], ["a"])], [N("Relu", ["d"], ["b"])])).out("y"),
+    "If of constants": lambda: Foreign(weights={"edge": np.float32(0.0)}).add(
+        _last("d"), N("ReduceMean", ["d"], ["mean"], keepdims=0), N("Greater", ["mean", "edge"], ["open"]),
+        _if("open", [N("Constant", [], ["k"], value_floats=[1.0]), N("Add", ["d", "k"], ["a"])],
+            [N("Relu", ["d"], ["b"])])).out("y"),
+    "Loop": lambda: Foreign(weights={"turns": np.array(2)}).add(_last("d"), _loop(), N("Relu", ["looped"], ["y"])).out("y"),
+    "function": _function,
+    "bias (1, N)": lambda: _gemm(1, 24),
+    "bias (1, 1)": lambda: _gemm(1, 1),
+    "bias (1,)": lambda: _gemm(1),
+    "bias ()": lambda: _gemm(),
+    "alpha and beta": lambda: _gemm(24, alpha=0.5, beta=2.0),
+    "group norm 21": _group_norm,
+    "sequence": _sequence,
+    "computed reshape": _computed_reshape,
+    "constant data": _positions,
+    "FP16": lambda: _half(TensorProto.FLOAT16, 17),
+    "BF16": lambda: _half(TensorProto.BFLOAT16, 22),
+    "weights that are inputs": _overridable,
+    "empty inputs": lambda: Foreign(weights={"six": np.float32(6.0), "sizes": np.array([1, 1, 2, 2], np.float32)}).add(
+        _last("d"), N("Clip", ["d", "", "six"], ["e"]), N("Resize", ["e", "", "sizes"], ["y"], mode="nearest")
+    ).out("y", ("N", 16, 32, 32)),
+    "empty outputs": lambda: Foreign().add(
+        N("Dropout", ["r"], ["p", "mask"]), N("MaxPool", ["p"], ["q", ""], kernel_shape=[1, 1]),
+        N("Conv", ["q", "w1"], ["y"])).out("y"),
+    **{f"tensor {name}": lambda name=name: _named(tensor=name) for name in OURS},
+    **{f"weight {name}": lambda name=name: _named(weight=name) for name in OURS},
+    **{f"node {name}": lambda name=name: _named(node=name) for name in OUR_NODES},
+}  # fmt: skip

@@ -134,12 +134,6 @@ def make_graphs(folder: Path) -> None:
     save("new", body + end, opset=25)
     save("odd", [*body[:2], helper.make_node("Conv", ["planes", "w"], ["c"], "conv", nonsense=1), *end])
     save("no-rank", body + end, helper.make_tensor_value_info("x", TensorProto.UINT8, None))
-    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, ["k"])
-    dynamic = [
-        helper.make_node("Reshape", ["c", "shape"], ["any"], "free"),
-        helper.make_node("ReduceMean", ["any"], ["y"], "mean"),
-    ]
-    save("dynamic-rank", body + dynamic, shape)
     added = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["n", 8])
     save("two", [*body, end[0], helper.make_node("Flatten", ["p"], ["flat"], "f"),
                  helper.make_node("Add", ["flat", "numbers"], ["y"], "add")], added)  # fmt: skip

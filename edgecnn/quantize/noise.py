@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
 from edgecnn.progress import track
+from edgecnn.quantize.auto import signal_and_noise
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.canonical import add_initializer
@@ -34,7 +34,7 @@ class Noise:
     """Error of a graph's outputs on the sampled images.
 
     Attributes:
-        ratios: noise over signal by output, powers.
+        ratios: noise over signal by floating output, powers; of another shape than float's: 1, all is lost.
         answers: int64 (images,): the largest entry of the first output.
     """
 
@@ -44,7 +44,7 @@ class Noise:
     @property
     def mean(self) -> float:
         """Over the outputs, each against its own power."""
-        return math.fsum(self.ratios.values()) / len(self.ratios)
+        return math.fsum(self.ratios.values()) / max(1, len(self.ratios))
 
 
 class Reference:
@@ -60,36 +60,34 @@ class Reference:
         self.feeds = list(feeder.feeds(self.sample))
         self.names = [value.name or "" for value in feeder.model.graph.outputs]
         self.exact = list(run_each(open_session(feeder.model), self.feeds))
-        self.powers = [math.fsum(_power(each[number]) for each in self.exact) for number in range(len(self.names))]
+        floats = [place for place, values in enumerate(self.exact[0]) if values.dtype.kind == "f"]
+        self.floats = {place: self.names[place] for place in floats}
         self.answers = self._answers(self.exact)
 
     def noise(self, model: ir.Model, *, simulate: bool = False) -> Noise:
-        """Of a graph with the same outputs; `simulate` as `open_session` has it.
-
-        Raises:
-            EdgeError: an output has another shape.
-        """
-        sums: list[list[float]] = [[] for _ in self.names]
+        """Of a graph with the same outputs; `simulate` as `open_session` has it."""
+        signals: dict[str, list[float]] = {name: [] for name in self.floats.values()}
+        noises: dict[str, list[float]] = {name: [] for name in self.floats.values()}
         outputs = []
         for wanted, got in zip(self.exact, run_each(open_session(model, simulate=simulate), self.feeds), strict=True):
-            for number, (a, b) in enumerate(zip(wanted, got, strict=True)):
-                if a.shape != b.shape:
-                    raise EdgeError(
-                        f"output `{self.names[number]}` has the shape {a.shape} in float and {b.shape} in INT8",
-                        "its values decide its shape: end the graph before NonMaxSuppression or NonZero",
-                    )
-                sums[number].append(_power(a.astype(np.float64) - b))
+            for place, name in self.floats.items():
+                signal, noise = signal_and_noise(wanted[place], got[place])
+                signals[name].append(signal)
+                noises[name].append(noise)
             outputs.append(got)
-        ratios = {
-            name: math.fsum(noise) / power if power > 0.0 else 0.0
-            for name, noise, power in zip(self.names, sums, self.powers, strict=True)
-        }
+        powers = {name: math.fsum(each) for name, each in signals.items()}
+        ratios = {name: math.fsum(noises[name]) / power if power > 0.0 else 0.0 for name, power in powers.items()}
         return Noise(ratios, self._answers(outputs))
 
     def _answers(self, outputs: list[list[np.ndarray]]) -> np.ndarray:
-        firsts = [np.atleast_1d(got[0]) for got in outputs]
-        each = [first.reshape(len(first), -1).argmax(1) for first in firsts if first.size]
+        each = [_largest(got[0], len(next(iter(feed.values())))) for got, feed in zip(outputs, self.feeds, strict=True)]
         return np.concatenate(each or [np.zeros(0, np.int64)])[: len(self.sample)]
+
+
+def _largest(output: np.ndarray, batch: int) -> np.ndarray:
+    """(batch,) where each image's largest entry is; of an output without the batch in front, one place for all."""
+    rows = output.reshape(batch, -1) if output.shape[:1] == (batch,) else output.reshape(1, -1)
+    return np.broadcast_to(rows.argmax(1) if rows.size else np.asarray([-1]), (batch,))
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,3 @@ def noises(
 ) -> list[Noise]:  # fmt: skip
     """The noise of each part alone; one pass over the few images each. An empty part has none."""
     return [reference.noise(partly(candidate, scheme, part, integers)) for part in track(parts, name)]
-
-
-def _power(values: np.ndarray) -> float:
-    flat = values.reshape(-1).astype(np.float64)
-    return float(np.vdot(flat, flat))

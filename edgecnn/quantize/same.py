@@ -39,6 +39,8 @@ def require_same(path: Path, model: ir.Model, feeds: list[Feeds]) -> None:
         EdgeError: the file's answers change from run to run.
         InternalError: the canonical graph answers otherwise than the file, beyond rounding.
     """
+    if random := _random(model):
+        raise _changing(path, f"{random[0].op_type} `{random[0].name}` draws random numbers")
     feeds = _with_pair(model, feeds[:IMAGES])
     try:
         wanted = _answers(path, feeds)
@@ -50,18 +52,19 @@ def require_same(path: Path, model: ir.Model, feeds: list[Feeds]) -> None:
     got = _answers(model, feeds)
     if not (told := compared.difference(wanted, got)):
         return
-    random = _random(model)
-    if random or (told := compared.difference(wanted, _answers(path, feeds))):
-        culprit = f"{random[0].op_type} `{random[0].name}` draws random numbers" if random else told
-        raise EdgeError(
-            f"`{path}` answers otherwise from run to run: {culprit}",
-            "export it for inference: model.eval(), and no random nodes",
-        )
+    if told := compared.difference(wanted, _answers(path, feeds)):
+        raise _changing(path, told)
     if told := compared.difference(wanted, got, _answers(path, feeds, simulate=True)):
         raise InternalError(
             f"edgecnn's own form of `{path.name}` computes something else than the file: {told}. "
             "Nothing is wrong with the file"
         )
+
+
+def _changing(path: Path, why: str) -> EdgeError:
+    return EdgeError(
+        f"`{path}` answers otherwise from run to run: {why}", "export it with model.eval(), without random nodes"
+    )
 
 
 def _answers(model: Path | ir.Model, feeds: list[Feeds], *, simulate: bool = False) -> Outputs:

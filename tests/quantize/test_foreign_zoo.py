@@ -7,14 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-from foreign_zoo import ZOO
+from foreign_zoo import ZOO, Foreign, N
+from onnx import TensorProto
 from quantize_graphs import CPU, TENSORRT
 
 from edgecnn.device import Scheme
+from edgecnn.errors import EdgeError, InternalError
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.arrays import NamedArrays
+from edgecnn.quantize.canonical import canonical
+from edgecnn.quantize.ends import Ends
+from edgecnn.quantize.same import require_same
+from edgecnn.quantize.sensitivity import sensitivity
 from edgecnn.recipe import QuantizeSpec
 
 FOUR_BITS = TENSORRT.model_copy(update={"activation_bits": 6})  # a Clip before every QuantizeLinear
@@ -59,3 +66,53 @@ def test_ends_and_answers(name: str, scheme: str, tmp_path: Path) -> None:
             assert want.shape == got.shape
             noise, signal = (float(np.square(v.astype(np.float64)).sum()) for v in (got - want, want))
             assert noise <= signal * 10 ** -(1.5 if scheme == "few bits" else 2.5), file.name
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "auto"])
+def test_an_output_whose_values_decide_its_shape(ranges: str, tmp_path: Path) -> None:
+    """Rounding may change how many places there are: of the other outputs everything is told."""
+    above = (N("Greater", ["y", "edge"], ["above"]), N("NonZero", ["above"], ["places"]))
+    given = Foreign().add(N("Conv", ["r", "w1"], ["y"]), *above, edge=np.asarray(0.05, np.float32))
+    path = given.out("y").out("places", (4, "found"), TensorProto.INT64).save(tmp_path / "m.onnx")
+    record = quantized(path, TENSORRT, ranges)
+    assert record["sqnr_db"] > 20
+    found = sensitivity(path, None, NamedArrays({"x": IMAGES}), TENSORRT, QuantizeSpec(images=8, ranges="minmax"))
+    assert set(found.outputs_db) == {"y"}
+    assert found.outputs_db["y"] > 20
+
+
+def test_our_own_fault_is_told_as_ours(tmp_path: Path) -> None:
+    path = ZOO["norm and its source"]().save(tmp_path / "m.onnx")
+    model, feeds = canonical(path), [{"x": IMAGES[:1]}, {"x": IMAGES[1:2]}]
+    require_same(path, model, feeds)
+    weight = model.graph.initializers["w0"]
+    weight.const_value = ir.tensor(weight.const_value.numpy() * 1.01, name="w0")
+    with pytest.raises(
+        InternalError, match=r"`m\.onnx` computes something else than the file: output `y` is .* dB away"
+    ):
+        require_same(path, model, feeds)
+
+
+@pytest.mark.parametrize(
+    ("op", "kind"), [("RandomNormalLike", "RandomNormalLike `noise`"), ("Dropout", "Dropout `noise`")]
+)
+def test_random_answers_are_refused(op: str, kind: str, tmp_path: Path) -> None:
+    noise = N("Dropout", ["r", "half", "yes"], ["n"], "noise") if op == "Dropout" else N(op, ["r"], ["n"], "noise")
+    given = Foreign().add(noise, N("Add", ["r", "n"], ["a"]), N("Conv", ["a", "w1"], ["y"]))
+    if op == "Dropout":
+        given.add(half=np.float32(0.5), yes=np.asarray(True))
+    path = given.out("y").save(tmp_path / "m.onnx")
+    with pytest.raises(EdgeError, match=rf"answers otherwise from run to run: {kind} draws random numbers"):
+        quantized(path, TENSORRT)
+
+
+def test_other_ends_are_never_delivered(tmp_path: Path) -> None:
+    path = ZOO["output twice by Identity"]().save(tmp_path / "m.onnx")
+    ends, other = Ends.of(path), onnx.load(str(path))
+    other.graph.output[1].name = "y3"
+    with pytest.raises(InternalError, match=r"has the outputs `y`, `y3`; the file has `y`, `y2`"):
+        ends.declare(other)
+    other.graph.output[1].name = "y2"
+    other.graph.output[1].type.tensor_type.elem_type = TensorProto.FLOAT16
+    with pytest.raises(InternalError, match=r"has output `y2` float16 .*; the file has float "):
+        ends.declare(other)

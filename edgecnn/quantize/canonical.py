@@ -26,7 +26,7 @@ from edgecnn.quantize.opsets import TYPED_OPSET, at_typed_opset
 from edgecnn.quantize.sessions import complete_types
 from edgecnn.quantize.widen import widen
 
-__all__ = ["TYPED_OPSET", "add_initializer", "canonical", "constant", "opset"]
+__all__ = ["TYPED_OPSET", "add_initializer", "canonical", "constant", "opset", "runnable"]
 
 
 def canonical(path: Path) -> ir.Model:
@@ -35,7 +35,8 @@ def canonical(path: Path) -> ir.Model:
     Raises:
         EdgeError: see `check_onnx`; or the opset is below 13 and onnx cannot raise it.
     """
-    proto = at_typed_opset(_without_bfloat(load_checked(path)), path)
+    loaded = load_checked(path)
+    proto = at_typed_opset(_without_bfloat(loaded) or loaded, path)
     del proto.graph.value_info[:]  # inferred again below; stale ones would contradict folded nodes
     model: ir.Model = ir.serde.deserialize_model(proto)
     passes.InlinePass()(model)
@@ -73,12 +74,23 @@ def canonical(path: Path) -> ir.Model:
     return model
 
 
-def _without_bfloat(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A BF16 model in FP32: onnx's converter knows no older operators that take BF16."""
+def runnable(path: Path) -> Path | onnx.ModelProto:
+    """The file as onnxruntime's CPU can run it: itself, or a BF16 file in FP32."""
+    proto = onnx.load(str(path), load_external_data=False)
+    return _without_bfloat(onnx.load(str(path))) or path if _has_bfloat(proto) else path
+
+
+def _has_bfloat(proto: onnx.ModelProto) -> bool:
     kinds = {tensor.data_type for tensor in proto.graph.initializer}
     kinds |= {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)}
-    if onnx.TensorProto.BFLOAT16 not in kinds:
-        return proto
+    kinds |= {a.t.data_type for node in proto.graph.node if node.op_type == "Constant" for a in node.attribute}
+    return onnx.TensorProto.BFLOAT16 in kinds
+
+
+def _without_bfloat(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """A BF16 model in FP32, None of another: onnx's converter knows no older operators that take BF16."""
+    if not _has_bfloat(proto):
+        return None
     model: ir.Model = ir.serde.deserialize_model(proto)
     passes.InlinePass()(model)
     _infer(model)

@@ -15,7 +15,7 @@ from edgecnn.io_contract import IoContract
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Feeder, ImageSource, calibrate
 from edgecnn.quantize.candidate import Judge, Network, Tools
-from edgecnn.quantize.canonical import TYPED_OPSET, canonical, opset
+from edgecnn.quantize.canonical import TYPED_OPSET, canonical, opset, runnable
 from edgecnn.quantize.ends import Ends
 from edgecnn.quantize.judge import Selected, SelectJudge
 from edgecnn.quantize.judge_boxes import BoxJudge, SelectedBoxes
@@ -119,7 +119,7 @@ def _typed(
     chosen = feeder.sample(TYPED_IMAGES)
     feeds = list(feeder.feeds(chosen))
     names = [value.name or "" for value in graph.graph.outputs]
-    exact = list(run_each(open_session(given), feeds))
+    exact = list(run_each(open_session(runnable(given)), feeds))
     single = list(run_each(open_session(graph, simulate=True), feeds))
     measured = magnitudes(feeder.model, feeds, largest, shapes)
     found = checked(graph, measured, Reference(feeds, len(chosen), names, exact, single))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from edgecnn import progress
 from edgecnn.errors import EdgeError, InternalError
+from edgecnn.quantize.canonical import runnable
 from edgecnn.quantize.fold_layers import in_training
 from edgecnn.quantize.sessions import Feeds, open_session, run
 
@@ -69,7 +70,7 @@ def _changing(path: Path, why: str) -> EdgeError:
 
 def _answers(model: Path | ir.Model, feeds: list[Feeds], *, simulate: bool = False) -> Outputs:
     """Outputs by feed. A batch that the graph declares free and does not take is left out."""
-    session = open_session(model, simulate=simulate)
+    session = open_session(runnable(model) if isinstance(model, Path) else model, simulate=simulate)
     found: Outputs = [run(session, feeds[0])]
     for feed in feeds[1:]:
         try:

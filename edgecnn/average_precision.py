@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgecnn.data.boxes import Boxes
 from edgecnn.detect import Detections
+from edgecnn.stats import Bounds
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -76,6 +77,21 @@ class Matches:
         return mean
 
 
+def map_bounds(matches: Matches, metric: str, *, resamples: int = 1000, seed: int = 0) -> Bounds:
+    """A detector's metric with one-sided 95 % bounds by a bootstrap over images, fractions of 1."""
+    found = matches.mean_ap(metric, _resampled(matches.images, resamples, seed))
+    lower, upper = np.quantile(found, (0.05, 0.95))
+    return Bounds(float(matches.mean_ap(metric)[0]), float(lower), float(upper))
+
+
+def _resampled(count: int, resamples: int, seed: int) -> Floats:
+    """Weights (resamples, images): how often each image is drawn."""
+    # RandomState, not default_rng: numpy promises (NEP 19) that its stream never changes between versions.
+    drawn = np.random.RandomState(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    weights: Floats = drawn.astype(np.float64)
+    return weights
+
+
 @dataclass(frozen=True)
 class MapDrop:
     """mAP of one detector minus another's on the same images, a fraction of 1; one-sided 95 % bounds.
@@ -100,9 +116,7 @@ def map_drop(first: Matches, second: Matches, metric: str, *, resamples: int = 1
     """
     if first.images != second.images:
         raise ValueError(f"matches of {first.images} and {second.images} images")
-    count = first.images
-    # RandomState, not default_rng: numpy promises (NEP 19) that its stream never changes between versions.
-    weights = np.random.RandomState(seed).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
+    weights = _resampled(first.images, resamples, seed)
     drops = first.mean_ap(metric, weights) - second.mean_ap(metric, weights)
     lower, upper = np.quantile(drops, (0.05, 0.95))
     point = float(first.mean_ap(metric)[0] - second.mean_ap(metric)[0])

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from edgecnn import __version__, baseline_boxes, stats
 from edgecnn.baseline_file import Baseline, Outcomes, read_baseline, read_outcomes, write_baseline
 from edgecnn.errors import EdgeError
-from edgecnn.gate import drop_check
 from edgecnn.latency_rule import AS_FAST, SLOWER, latency_state
 from edgecnn.report import Check, Figure, Report, State, now, read_report
+from edgecnn.report.accuracy_checks import drop_check, no_better_than_constant
 from edgecnn.report.evidence import collect_outcomes
 from edgecnn.report.figures import distribution, timing_text
 from edgecnn.report.stage_files import SpeedFile
@@ -61,7 +61,8 @@ def check(
     """Compare a run with a baseline: INT8 against INT8, image by image, and side by side in time.
 
     Accuracy: the non-inferiority rule of the budgets with `max_regression` (fraction of 1) as the limit. Latency:
-    REGRESSION if the lower 95 % bound of the ratio candidate/baseline is above 1.02, OK if the upper is below 1.05.
+    REGRESSION if the lower 95 % bound of the ratio candidate/baseline is above 1.02, OK if the upper is below 1.05. A
+    run of the baseline's own INT8 model on the same images passes both.
 
     Args:
         time_files: times (baseline model, candidate model) alternately; None where nothing can be timed here.
@@ -83,8 +84,13 @@ def check(
         )
         latency = Check(name="latency", state="not-comparable", unit="x", detail=why)
     else:
-        accuracy = _accuracy(baseline.outcomes, outcomes, candidate.metric, max_regression)
-        latency, times = _latency(run, baseline, time_files)
+        identical = baseline.int8_model is not None and baseline.int8_model == _bytes(run / "model.int8.onnx")
+        accuracy = _accuracy(baseline.outcomes, outcomes, candidate.metric, max_regression, identical=identical)
+        if identical:
+            same = "the baseline's own INT8 model, byte for byte: it is as fast as itself"
+            latency = Check(name="latency", state="pass", unit="x", detail=same)
+        else:
+            latency, times = _latency(run, baseline, time_files)
     notes = [f"baseline: run {baseline.head.run or '?'} of {baseline.head.recipe}, edgecnn {baseline.head.edgecnn}"]
     if candidate.recipe != baseline.head.recipe:
         notes.append(f"the baseline is of recipe {baseline.head.recipe}, the run of {candidate.recipe}")
@@ -129,9 +135,25 @@ def _not_comparable(candidate: Report, outcomes: Outcomes, baseline: Baseline) -
     return ""
 
 
-def _accuracy(before: Outcomes, after: Outcomes, metric: str, max_regression: float) -> Check:
+def _accuracy(before: Outcomes, after: Outcomes, metric: str, max_regression: float, *, identical: bool) -> Check:
+    """The rule; what is the baseline's own model with its own answers needs no further images."""
     if baseline_boxes.is_detector(before):
-        return baseline_boxes.accuracy_check(before, after, metric, max_regression)
+        check = baseline_boxes.accuracy_check(before, after, metric, max_regression)
+        nothing = baseline_boxes.nothing_proved(before, metric)
+    else:
+        check = _classified(before, after, max_regression)
+        nothing = no_better_than_constant(before["label"], before["int8_outcome"], metric, sure=True)
+    if nothing and check.state == "pass":
+        detail = f"the baseline's INT8: {nothing}; {check.detail}"
+        return check.model_copy(update={"state": "not-enough-evidence", "detail": detail})
+    same = all(np.array_equal(before[name], after[name]) for name in after if name.startswith("int8_"))
+    if identical and same and check.state == "not-enough-evidence" and not nothing:
+        detail = f"the baseline's own INT8 model and answers; {check.detail}"
+        return check.model_copy(update={"state": "pass", "detail": detail})
+    return check
+
+
+def _classified(before: Outcomes, after: Outcomes, max_regression: float) -> Check:
     first, second = before["int8_outcome"] > 0.5, after["int8_outcome"] > 0.5
     b, c = int(np.sum(first & ~second)), int(np.sum(~first & second))
     return drop_check("max_regression", b, c, len(first), max_regression, first="the baseline", second="the candidate")

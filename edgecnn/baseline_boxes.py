@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from edgecnn.average_precision import Matches, match
 from edgecnn.data.boxes import Boxes
 from edgecnn.detect import Detections
-from edgecnn.gate import map_check
 from edgecnn.report import Check, Figure
+from edgecnn.report.accuracy_checks import map_check, nothing_found
 from edgecnn.report.wording import metric_text
 
 Outcomes = dict[str, NDArray[Any]]
@@ -32,6 +32,8 @@ def fault(outcomes: Outcomes) -> str:
         return f"it lacks {', '.join(missing)}"
     if any(values.dtype.kind not in "fiub" for values in outcomes.values()):
         return "its arrays are not numbers"
+    if not all(np.isfinite(values).all() for values in outcomes.values()):
+        return "its arrays hold NaN or infinity"
     images = len(outcomes["truth_sizes"])
     for prefix, keys in (("truth", TRUTH), ("int8", FOUND)):
         offsets = outcomes[f"{prefix}_offsets"]
@@ -41,6 +43,9 @@ def fault(outcomes: Outcomes) -> str:
             return "its boxes are not of these images"
         if any(len(outcomes[f"{prefix}_{key}"]) != rows for key in keys if key not in ("offsets", "sizes")):
             return "its boxes are not of these images"
+        kinds = outcomes[f"{prefix}_classes"]
+        if kinds.dtype.kind not in "iu" or (kinds < 0).any():
+            return "its classes are not class numbers"
     return ""
 
 
@@ -52,6 +57,11 @@ def same_truth(first: Outcomes, second: Outcomes) -> bool:
 def accuracy_check(before: Outcomes, after: Outcomes, metric: str, max_regression: float) -> Check:
     """The non-inferiority rule on the runs' metric, INT8 against INT8."""
     return map_check("max_regression", _matches(before), _matches(after), metric, max_regression)
+
+
+def nothing_proved(outcomes: Outcomes, metric: str) -> str:
+    """Why these detections prove nothing; '' where they do."""
+    return nothing_found(_matches(outcomes), metric)
 
 
 def accuracy_figures(before: Outcomes, after: Outcomes, metric: str, accuracy: Check) -> tuple[Figure, ...]:

@@ -32,6 +32,7 @@ from edgecnn.report.evidence import outcomes_bytes
 from edgecnn.spec import Spec
 
 NEEDED = ("label", "int8_outcome", "int8_predicted")
+CLASSES = ("label", "int8_predicted")
 LIMITS = {"baseline.json": 1 << 20, "report.json": 64 << 20, "outcomes.npz": 1 << 30}  # bytes
 MODEL_LIMIT = 8 << 30
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold: equal contents are equal bytes
@@ -165,6 +166,10 @@ def read_outcomes(content: bytes, where: str) -> Outcomes:
             raise ValueError("its arrays are not one value for each image")
         if any(values.dtype.kind not in "fiub" for values in outcomes.values()):
             raise ValueError("its arrays are not numbers")
+        if not all(np.isin(values, (0, 1)).all() for name, values in outcomes.items() if name.endswith("_outcome")):
+            raise ValueError("its outcomes are not 1 for right and 0 for wrong")
+        if any(outcomes[name].dtype.kind not in "iu" or (outcomes[name] < 0).any() for name in CLASSES):
+            raise ValueError("its labels and answers are not class numbers")
     except DAMAGED as error:
         raise EdgeError(f"`{where}` holds no per-image outcomes: {error}", "build the run again") from error
     return outcomes

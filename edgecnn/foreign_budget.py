@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args
 from edgecnn import stats
 from edgecnn.data import Images, load_images
 from edgecnn.errors import EdgeError
-from edgecnn.gate import MIN_BOX_IMAGES, MIN_IMAGES, drop_state
 from edgecnn.io_contract import IoContract
 from edgecnn.recipe import MetricName, Promise, QuantizeSpec, RecoverSpec, RungName, ScoreSpec
 from edgecnn.recipe_file import nearest_hint
 from edgecnn.report import State
+from edgecnn.report.accuracy_checks import MIN_BOX_IMAGES, MIN_IMAGES, drop_state
 
 if TYPE_CHECKING:
     from edgecnn.quantize.judge import Selected

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from edgecnn import __version__, stats
-from edgecnn.average_precision import Matches, map_drop
 from edgecnn.device import DeviceFacts, DeviceProfile
 from edgecnn.latency_rule import MIN_PAIRS
 from edgecnn.recipe import Budgets, Recipe
 from edgecnn.report import Check, Conditions, Report, State, as_json, now, write_atomically
+from edgecnn.report.accuracy_checks import accuracy_check, least_check, nothing_proved, told_simulated
 from edgecnn.report.board_figures import board_notes, boards_text
 from edgecnn.report.box_figures import box_parts
 from edgecnn.report.evidence import (
@@ -23,14 +23,11 @@ from edgecnn.report.evidence import (
     collect_outcomes,
     read_evidence,
 )
-from edgecnn.report.figures import all_figures, class_accuracies, discordant, distribution, ladder, timing_text
-from edgecnn.report.wording import metric_text
+from edgecnn.report.figures import all_figures, class_accuracies, distribution, ladder, timing_text
 from edgecnn.store import Artifact
 
-__all__ = ["Evidence", "collect_outcomes", "drop_check", "judge"]
+__all__ = ["Evidence", "collect_outcomes", "judge"]
 
-MIN_IMAGES = 200  # below it the bounds of a paired difference are too coarse for any verdict
-MIN_BOX_IMAGES = 50  # of a detector: an image holds many boxes, and mAP moves in small steps
 MIN_P99_QUERIES = 1024
 NOISY = 0.05  # distance of the headline speed-up from the median of pairs
 
@@ -54,7 +51,7 @@ def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: 
         metric=recipe.score.metric,
         data_digest=measured.data_digest,
         conditions=_conditions(facts, measured),
-        checks=(_engine(measured), *_budgets(recipe.budgets, measured)),
+        checks=(_engine(measured), *nothing_proved(measured.answers), *_budgets(recipe.budgets, measured)),
         figures=figures,
         classes=class_accuracies(measured),
         layers=measured.layers,
@@ -71,59 +68,6 @@ def verdict(
 ) -> None:  # fmt: skip
     """Stage: `judge` as report.json; `evidence` in the order of Evidence's fields."""
     write_atomically(out / "report.json", as_json(judge(recipe, profile, facts, Evidence(*evidence))).encode())
-
-
-def drop_check(name: str, b: int, c: int, n: int, limit: float, *, first: str = "float", second: str = "INT8") -> Check:
-    """Non-inferiority by one-sided 95 % Tango bounds: PASS upper <= limit, FAIL lower > limit, else undecided.
-
-    Args:
-        b: images that only `first` gets right; c: only `second`; n: all of them. limit: fraction of 1.
-    """
-    lower, upper = stats.tango_bounds(b, c, n)
-    drop = (b - c) / n
-    detail = (
-        f"{b} images right only with {first}, {c} only with {second}, of {n:,};"
-        f" McNemar mid-p {stats.mcnemar_mid_p(b, c):.3g} (for information)"
-    )
-    needed = stats.images_needed((b + c) / n, limit, drop)
-    state = drop_state(n, lower, upper, limit)
-    if n < MIN_IMAGES:
-        detail = f"{n} images decide nothing, at least {max(MIN_IMAGES, needed or 0):,} are needed; {detail}"
-    elif state == "not-enough-evidence":
-        # Bounds that just miss can meet the formula, which promises 80 %, not certainty.
-        more = f"about {max(needed, n + 1):,} images would decide" if needed else "the drop sits on the limit"
-        detail = f"the bounds reach both sides of the limit, {more}; {detail}"
-    return Check(
-        name=name, state=state, measured=100 * drop, lower=100 * lower, upper=100 * upper, limit=100 * limit,
-        unit="points", detail=detail,
-    )  # fmt: skip
-
-
-def map_check(name: str, first: Matches, second: Matches, metric: str, limit: float) -> Check:
-    """As `drop_check`, for a detector's metric: one-sided 95 % bounds of a paired bootstrap over images."""
-    drop, n = map_drop(first, second, metric), first.images
-    state = drop_state(n, drop.lower, drop.upper, limit, least=MIN_BOX_IMAGES)
-    detail = f"{metric_text(metric)}, paired bootstrap over {n:,} images, 1,000 resamples"
-    if state == "not-enough-evidence":
-        room = limit - drop.point
-        needed = stats.images_for_bounds(n, drop.upper - drop.point, room) if room > 0 else None
-        decided = f"about {max(needed or 0, MIN_BOX_IMAGES, n + 1):,} images would decide"
-        more = "the drop is above it" if needed is None else decided
-        few = f"{n} images decide nothing" if n < MIN_BOX_IMAGES else "the bounds reach both sides of the limit"
-        detail = f"{few}, {more}; {detail}"
-    return Check(
-        name=name, state=state, measured=100 * drop.point, lower=100 * drop.lower, upper=100 * drop.upper,
-        limit=100 * limit, unit="points", detail=detail,
-    )  # fmt: skip
-
-
-def drop_state(n: int, lower: float, upper: float, limit: float, *, least: int = MIN_IMAGES) -> State:
-    """The rule itself: n images, one-sided bounds of the drop and its limit, fractions of 1."""
-    if n < least:
-        return "not-enough-evidence"
-    if upper <= limit:
-        return "pass"
-    return "fail" if lower > limit else "not-enough-evidence"
 
 
 def _engine(measured: Measured) -> Check:
@@ -151,13 +95,12 @@ def _engine_note(measured: Measured) -> str:
 def _budgets(budgets: Budgets, measured: Measured) -> list[Check]:
     checks = []
     if budgets.max_accuracy_drop is not None:
-        check = _accuracy_check(measured.answers, budgets.max_accuracy_drop)
-        scored = measured.answers.after.file
-        if scored.simulated:
-            check = check.model_copy(update={"detail": f"simulated ({scored.how}); {check.detail}"})
+        check = told_simulated(accuracy_check(measured.answers, budgets.max_accuracy_drop), measured.answers)
         checks.append(check)
         if (missed := _recovery(measured, budgets.max_accuracy_drop, check.state)) is not None:
             checks.append(missed)
+    if budgets.min_accuracy is not None:
+        checks.append(told_simulated(least_check(measured.answers, budgets.min_accuracy), measured.answers))
     if budgets.min_speedup is not None:
         checks.append(_speedup(budgets.min_speedup, measured))
     if budgets.max_p99_ms is not None:
@@ -171,14 +114,6 @@ def _budgets(budgets: Budgets, measured: Measured) -> list[Check]:
         )  # fmt: skip
         checks.append(size)
     return checks
-
-
-def _accuracy_check(answers: Classified | Detected, limit: float) -> Check:
-    name = "max_accuracy_drop"
-    if isinstance(answers, Detected):
-        reference, after = answers.reference, answers.after
-        return map_check(name, reference.matches, after.matches, after.file.metric, limit)
-    return drop_check(name, *discordant(answers.reference, answers.after), len(answers.reference.label), limit)
 
 
 def _recovery(measured: Measured, limit: float, scored: State) -> Check | None:

@@ -201,6 +201,8 @@ class Budgets(Spec):
     section: ClassVar[str] = "budgets"
     max_accuracy_drop: Annotated[float, Field(ge=0.0, lt=0.5)] | None = None
     """Largest accuracy drop of INT8 against float, as a fraction of 1: 0.010 is one point."""
+    min_accuracy: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Smallest accuracy of float and of INT8 on the scored images, as a fraction of 1: 0.90 is 90 %."""
     max_p99_ms: PositiveFloat | None = None
     """Largest 99th percentile of INT8 latency, in milliseconds."""
     min_speedup: PositiveFloat | None = None

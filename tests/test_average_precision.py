@@ -12,7 +12,7 @@ from edgecnn.average_precision import THRESHOLDS, match
 from edgecnn.data.boxes import Boxes, read_boxes
 from edgecnn.detect import Detections
 from edgecnn.errors import EdgeError
-from edgecnn.gate import map_check
+from edgecnn.report.accuracy_checks import map_check
 
 World = tuple[Boxes, Detections]
 

@@ -43,6 +43,13 @@ def run(made, tmp_path):
 
 
 @pytest.fixture
+def remade(run):
+    """The run with the same answers by another INT8 model."""
+    (run / "model.int8.onnx").write_bytes(b"9" * 290_000)
+    return run
+
+
+@pytest.fixture
 def stored(made, tmp_path):
     return Path(shutil.copy(made / "main.baseline.zip", tmp_path))
 
@@ -60,8 +67,8 @@ def _states(report):
 # --- check ---
 
 
-def test_the_same_run_passes_against_its_own_baseline(run, stored):
-    report = check(run, stored, time_files=lambda first, second: recorded_pairs(1.0))
+def test_the_same_answers_in_the_same_time_pass(remade, stored):
+    report = check(remade, stored, time_files=lambda first, second: recorded_pairs(1.0))
     assert _states(report) == {"max_regression": "pass", "latency": "pass"}
     assert (report.kind, report.exit_code()) == ("check", 0)
     assert report.figure("agreement").value == 100.0
@@ -87,34 +94,57 @@ def test_a_tolerance_that_is_no_fraction_is_refused(run, stored, tolerance):
         check(run, stored, max_regression=tolerance)
 
 
-def test_a_slower_run_is_a_regression(run, stored):
-    report = check(run, stored, time_files=lambda first, second: recorded_pairs(1.2))
+def test_a_slower_run_is_a_regression(remade, stored):
+    report = check(remade, stored, time_files=lambda first, second: recorded_pairs(1.2))
     assert (_states(report)["latency"], report.exit_code()) == ("fail", 1)
     assert report.checks[1].detail.startswith("REGRESSION: ")
 
 
-def test_undecided_latency_exits_3(run, stored):
+def test_undecided_latency_exits_3(remade, stored):
     random = np.random.default_rng(0)
     times = Recorded(np.exp(random.normal(0, 0.5, 100)), 1.03 * np.exp(random.normal(0, 0.5, 100)))
-    report = check(run, stored, time_files=lambda first, second: times)
+    report = check(remade, stored, time_files=lambda first, second: times)
     assert (_states(report)["latency"], report.exit_code()) == ("not-enough-evidence", 3)
     assert report.checks[1].detail.startswith("inconclusive: ")
 
 
-def test_the_stored_int8_model_is_timed_first_and_the_candidate_second(run, stored):
+def test_the_stored_int8_model_is_timed_first_and_the_candidate_second(remade, stored):
     given = []
 
     def time_files(first, second):
         given.append((first.read_bytes(), second))
         return recorded_pairs(1.0)
 
-    check(run, stored, time_files=time_files)
-    assert given == [((run / "model.int8.onnx").read_bytes(), run / "model.int8.onnx")]
+    check(remade, stored, time_files=time_files)
+    assert given == [(b"8" * 290_000, remade / "model.int8.onnx")]
+
+
+def test_the_baselines_own_model_and_images_pass_however_few_they_are(tmp_path):
+    few = _run(tmp_path / "few", images=60, b=2, c=1)
+    update(few, tmp_path / "few.zip")
+    report = check(few, tmp_path / "few.zip", max_regression=0.0)  # nothing to time it with, nothing to decide by
+    assert (_states(report), report.exit_code()) == ({"max_regression": "pass", "latency": "pass"}, 0)
+    # Another runtime can answer differently with the same file: that is judged like any other run.
+    with np.load(few / "outcomes.npz") as file:
+        arrays = dict(file)
+    np.savez(few / "outcomes.npz", **{**arrays, "int8_outcome": 1 - arrays["int8_outcome"]})
+    assert check(few, tmp_path / "few.zip").checks[0].state == "not-enough-evidence"
+
+
+@pytest.mark.parametrize("right", [0.0, 0.1])
+def test_a_baseline_that_knows_nothing_proves_nothing(tmp_path, right):
+    poor = _run(tmp_path / "poor", images=2000, b=0, c=0, accuracy=right)
+    update(poor, tmp_path / "poor.zip")
+    for same in (True, False):
+        (poor / "model.int8.onnx").write_bytes(b"8" * 290_000 if same else b"9")
+        report = check(poor, tmp_path / "poor.zip", time_files=lambda first, second: recorded_pairs(1.0))
+        assert (report.checks[0].state, report.exit_code()) == ("not-enough-evidence", 3)
+        assert "no better than one constant answer" in report.checks[0].detail
 
 
 @pytest.mark.parametrize("time_files", [None, lambda first, second: None])
-def test_latency_that_cannot_be_timed_here_is_incomplete(run, stored, time_files):
-    report = check(run, stored, time_files=time_files)
+def test_latency_that_cannot_be_timed_here_is_incomplete(remade, stored, time_files):
+    report = check(remade, stored, time_files=time_files)
     assert _states(report) == {"max_regression": "pass", "latency": "incomplete"}
     assert report.exit_code() == 3
 
@@ -144,8 +174,8 @@ def test_another_device_or_metric_is_not_comparable(run, stored, key, value):
     assert value in report.checks[0].detail
 
 
-def test_the_report_of_a_check_is_written_in_every_form(run, stored, tmp_path):
-    report = check(run, stored, time_files=lambda first, second: recorded_pairs(1.2))
+def test_the_report_of_a_check_is_written_in_every_form(remade, stored, tmp_path):
+    report = check(remade, stored, time_files=lambda first, second: recorded_pairs(1.2))
     write_report(report, tmp_path / "checked")
     assert read_report(tmp_path / "checked") == report
     assert "REGRESSION" in (tmp_path / "checked" / "report.md").read_text()
@@ -266,6 +296,11 @@ def _npz(**arrays: Any) -> bytes:
         _npz(label=np.ones(3), int8_outcome=np.ones(2), int8_predicted=np.ones(3)),
         _npz(label=np.ones(0), int8_outcome=np.ones(0), int8_predicted=np.ones(0)),
         _npz(label=np.array(["a"]), int8_outcome=np.ones(1), int8_predicted=np.ones(1)),
+        _npz(label=np.ones(3, int), int8_outcome=np.full(3, np.nan), int8_predicted=np.ones(3, int)),
+        _npz(label=np.ones(3, int), int8_outcome=np.full(3, np.inf), int8_predicted=np.ones(3, int)),
+        _npz(label=np.ones(3, int), int8_outcome=np.full(3, 0.7), int8_predicted=np.ones(3, int)),
+        _npz(label=np.full(3, np.nan), int8_outcome=np.ones(3), int8_predicted=np.ones(3, int)),
+        _npz(label=np.ones(3, int), int8_outcome=np.ones(3), int8_predicted=np.full(3, -1)),
     ],
 )  # fmt: skip
 def test_outcomes_that_are_none_are_refused(run, stored, content):

@@ -9,7 +9,7 @@ import pytest
 from evidence_folders import recorded_pairs
 
 from edgecnn.baseline import latency_state
-from edgecnn.gate import drop_check, drop_state
+from edgecnn.report.accuracy_checks import drop_check, drop_state
 from edgecnn.stats import pair_ratio, tango_bounds
 
 

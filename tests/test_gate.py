@@ -9,7 +9,8 @@ import pytest
 from evidence_folders import CPU, HERE, NO_BOARD, ORIN, climb, evidence, recipe
 
 from edgecnn.errors import EdgeError
-from edgecnn.gate import drop_check, judge
+from edgecnn.gate import judge
+from edgecnn.report.accuracy_checks import drop_check
 
 OFFLINE = {
     "device": "jetson-orin-nano", "built": False, "runnable": False, "note": "engine: not built (no board)",
@@ -228,6 +229,41 @@ def test_the_figures_are_those_of_the_outcomes(tmp_path):
     weighted = sum(one.images * one.int8_accuracy for one in report.classes) / 600
     assert weighted == pytest.approx(96.0)
     assert all(figure.unit is not None and figure.conditions for figure in report.figures)
+
+
+@pytest.mark.parametrize(
+    ("least", "numbers", "state", "words"),
+    [
+        (0.90, {"b": 4, "c": 2}, "pass", "the lower of FP32 97.00 and INT8 96.67 %"),
+        (0.99, {"b": 4, "c": 2}, "fail", ""),
+        (0.965, {"b": 4, "c": 2}, "not-enough-evidence", ""),
+        (0.90, {"b": 100, "c": 0}, "fail", "INT8 80.33 %"),
+        (0.50, {"b": 0, "c": 280, "accuracy": 0.46}, "fail", "FP32 46.00"),  # FP32 too must reach it
+        (0.50, {"images": 150, "b": 1, "c": 1}, "not-enough-evidence", "150 images decide nothing"),
+    ],
+)
+def test_the_least_accuracy_binds_float_and_int8(tmp_path, least, numbers, state, words):
+    report = judge(recipe(min_accuracy=least), CPU, HERE, evidence(tmp_path, **numbers))
+    found = next(one for one in report.checks if one.name == "min_accuracy")
+    assert found.state == state
+    assert found.lower < found.measured < found.upper
+    assert words in found.detail
+
+
+@pytest.mark.parametrize(
+    ("numbers", "state", "words"),
+    [
+        ({"b": 0, "c": 0, "accuracy": 0.0}, "not-enough-evidence", "FP32: right on 0 of 600 images"),
+        ({"b": 0, "c": 0, "accuracy": 0.1}, "not-enough-evidence", "no better than one constant answer"),
+        ({"b": 560, "c": 0}, "fail", "INT8: right on 22 of 600 images"),
+    ],
+)
+@pytest.mark.parametrize("budgets", [{}, {"max_accuracy_drop": 0.4}])
+def test_nothing_proved_is_no_pass(tmp_path, numbers, state, words, budgets):
+    report = judge(recipe(**budgets), CPU, HERE, evidence(tmp_path, **numbers))
+    assert report.verdict == state
+    assert words in next(one for one in report.checks if one.name == "accuracy").detail
+    assert all(one.state != "pass" for one in report.checks if one.name == "max_accuracy_drop")
 
 
 def test_the_logits_sqnr_is_signal_over_error_power(tmp_path):

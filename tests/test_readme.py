@@ -60,11 +60,15 @@ def test_workflow_steps(repo: Path, desk: tuple[Path, dict[str, str]]) -> None:
     text = next(block for block in blocks(repo, "yaml") if "runs-on" in block)
     assert len(text.splitlines()) <= 20
     steps = [step["run"] for step in yaml.safe_load(text)["jobs"]["int8"]["steps"] if "run" in step]
-    assert sum("edgecnn" in step for step in steps) == 3
-    for step in steps:
-        if not step.startswith("pip "):
-            done = run(step, desk)
-            assert done.returncode == 0, f"{step}\n{done.stdout}\n{done.stderr}"
+    build, gate = (step for step in steps if "edgecnn" in step)
+    assert not any(
+        "--update" in step or "||" in step for step in steps
+    )  # what has no baseline or decides nothing fails
+    for step, codes in ((build, (0,)), (gate, (2,)), (f"{gate} --update", (0,)), (gate, (0,))):
+        if codes == (2,):
+            (desk[0] / "quickstart.baseline.zip").unlink(missing_ok=True)
+        done = run(step, desk)
+        assert done.returncode in codes, f"{step}\n{done.stdout}\n{done.stderr}"
 
 
 def test_paths_that_the_readme_names_exist(repo: Path) -> None:

@@ -17,7 +17,7 @@ from evidence_folders import CPU, HERE, NO_BOARD, evidence
 from PIL import Image
 
 from edgecnn.backends.cpu import read_cpu
-from edgecnn.baseline_boxes import accuracy_check
+from edgecnn.baseline_boxes import accuracy_check, fault, nothing_proved
 from edgecnn.data.boxes import Boxes
 from edgecnn.data.index import Index, write_index
 from edgecnn.detect import Detections
@@ -190,6 +190,54 @@ def test_every_figure_and_verdict_is_of_the_recipes_metric(
     against = {**kept, **{key.replace("reference", "int8"): kept[key] for key in kept if key.startswith("reference")}}
     regression = accuracy_check(against, kept, metric, 0.02)
     assert (regression.state, regression.measured) == (state, pytest.approx(lost))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_detector_that_finds_nothing_proves_nothing(detector: Callable[..., Evidence], labelled: bool) -> None:
+    made, truth = detector(host(), {"measured": False, "why": "no board"}), truth_of(60)
+    none = Boxes(np.zeros(61, np.int64), truth.boxes[:0], truth.classes[:0], truth.crowd[:0], truth.sizes)
+    if not labelled:
+        none.write(made.data.path / "scored_boxes.npz")
+    nothing = detections(*([(FAR, 0.9, 0)] for _ in range(60)))
+    for artifact in (made.reference, made.before, made.after):
+        write_detections(
+            artifact.path, nothing, truth if labelled else none, CLASSES, ScoreSpec(metric="map50"), how="x",
+            simulated=False, seconds=1.0,
+        )  # fmt: skip
+    for budgets in ({}, {"max_accuracy_drop": 0.02}):
+        report = judge(recipe("map50", **budgets), CPU, HERE, made)
+        assert report.verdict == "not-enough-evidence"
+        words = "mAP50 is 0.00 % of 60 labelled boxes" if labelled else "no labelled box"
+        assert words in next(check for check in report.checks if check.name == "accuracy").detail
+    kept = collect_outcomes(made.reference.path, made.before.path, made.after.path, made.data.path)
+    assert words in nothing_proved(kept, "map50")
+
+
+def test_the_least_accuracy_of_a_detector_is_bounded_by_a_bootstrap(detector: Callable[..., Evidence]) -> None:
+    made = detector(host(), {"measured": False, "why": "no board"})
+    states = []
+    for least in (0.05, 0.9):
+        report = judge(recipe(min_accuracy=least), CPU, HERE, made)
+        check = next(check for check in report.checks if check.name == "min_accuracy")
+        assert check.lower is not None
+        assert check.upper is not None
+        assert check.measured is not None
+        assert check.lower <= check.measured <= check.upper
+        states.append(check.state)
+    assert states == ["pass", "fail"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("int8_scores", np.nan), ("int8_boxes", np.inf), ("truth_boxes", np.nan), ("int8_classes", -1)]
+)
+def test_a_baseline_of_detections_that_are_no_numbers_is_refused(
+    detector: Callable[..., Evidence], name: str, value: float
+) -> None:
+    made = detector(host(), {"measured": False, "why": "no board"})
+    kept = collect_outcomes(made.reference.path, made.before.path, made.after.path, made.data.path)
+    assert fault(kept) == ""
+    kept[name] = np.full_like(kept[name], value)
+    assert fault(kept)
 
 
 def test_where_the_engine_ran_elsewhere_nothing_is_added_up(detector: Callable[..., Evidence]) -> None:

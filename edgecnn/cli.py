@@ -253,15 +253,16 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def clean(
     max_gb: Annotated[float, typer.Option(min=0.0, help="Keep the most recently used stages up to this size.")] = 20.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Drop nothing; show what would go, and how much.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bound the store: drop the stages used longest ago."""
+    """Bound the store: drop the stages used longest ago. What a running build uses stays."""
     from edgecnn.disk import cache_root
     from edgecnn.store_clean import clean as clean_store
+    from edgecnn.store_clean import gigabytes
 
-    result = clean_store(cache_root(), max_bytes=int(max_gb * 1e9))
-    text = f"dropped {result.dropped} stages, freed {result.freed_mb:.1f} MB; kept {result.kept_mb:.1f} MB"
-    _print(as_json, result.document(), text)
+    result = clean_store(cache_root(), gigabytes(max_gb), dry_run=dry_run)
+    _print(as_json, result.document(), result.text())
 
 
 def main() -> NoReturn:

@@ -96,7 +96,11 @@ def as_edge_error(error: OSError, doing: str) -> EdgeError:
 def write_json(path: Path, content: object) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+    except UnicodeEncodeError:  # a file name that isn't UTF-8
+        temporary.write_text(json.dumps(content, indent=1, default=str))
     fsync(temporary)
     os.replace(temporary, path)
 

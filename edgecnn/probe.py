@@ -13,6 +13,7 @@ from edgecnn.device import BackendName, DeviceProfile
 from edgecnn.errors import EdgeError
 from edgecnn.hosts import Boards
 from edgecnn.recipe_file import load_device, packed
+from edgecnn.store_clean import gigabytes
 from edgecnn.target import is_device
 from edgecnn.target_ssh import gpu_of, open_fleet
 from edgecnn.yaml_file import dump_yaml
@@ -135,7 +136,8 @@ def clean(boards: Boards, max_gb: float) -> tuple[list[Json], str]:
     Raises:
         EdgeError: no board can be reached.
     """
-    done = open_fleet(boards).each(lambda board: board.run({"do": "clean", "max_bytes": int(max_gb * 1e9)}))
+    limit = gigabytes(max_gb)
+    done = open_fleet(boards).each(lambda board: board.run({"do": "clean", "max_bytes": limit}))
     document = [{"host": one.host, **one.result} for one in done]
     lines = [
         f"{one['host']}: dropped {one['dropped']}, freed {one['freed_bytes'] / 1e6:.1f} MB;"

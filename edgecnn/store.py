@@ -2,26 +2,26 @@
 
     <root>/stages/<stage>/<key>/      a finished stage: its files and stage.json
     <root>/partial/<stage>-<key>/     a stage being made; only its resume/ folder outlives a killed try
-    <root>/locks/, <root>/last/       one lock per key; the last key of each stage in each recipe (for reasons)
+    <root>/locks/, <root>/last/       locks of each key; the last key of each stage in each recipe (for reasons)
     <root>/digests.sqlite             content hashes of files by their stat
 
 A stage is a function `make(out, *inputs) -> None`. Inputs are frozen specs, Artifacts, None or plain values; the same
 list makes the key, so a stage cannot use a value that is not in its key. It writes only under `out`; what it leaves
-in `out/resume/` is handed to the next try of the same key and is removed when the stage finishes.
+in `out/resume/` is handed to the next try of the same key and is removed when the stage finishes. A Store keeps every
+stage that it returned from being dropped by a `clean`, until it is collected or its process ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -31,6 +31,9 @@ from edgecnn.digests import Digests
 from edgecnn.disk import as_edge_error, clear_but_resume, drop_but_resume, fsync, full_disk, is_full, write_json
 from edgecnn.errors import EdgeError
 from edgecnn.spec import Spec
+from edgecnn.store_clean import discard
+from edgecnn.store_locks import Locks
+from edgecnn.store_record import age, age_text, read_record, write_record
 from edgecnn.versions import Versions, code_version, decided_by, installed_version
 
 __all__ = ["Artifact", "Decision", "Stopped", "Store", "age_text", "code_version", "decided_by", "installed_version"]
@@ -46,6 +49,11 @@ class Artifact:
     key: str
     path: Path
     taken: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its locks and of its folder while it is made."""
+        return f"{self.stage}-{self.key}"
 
     def json(self, name: str) -> Any:
         """One of its JSON files, parsed."""
@@ -96,6 +104,9 @@ class Store:
                 f"cannot write to the store `{self.root}`: {error.strerror}", "set EDGECNN_CACHE to a writable folder"
             ) from error
         self.digests = Digests(self.root / "digests.sqlite")
+        self.locks = Locks(self.root / "locks")
+        self.uses: dict[str, int] = {}  # by stage and key: a lock's descriptor
+        weakref.finalize(self, _close, self.uses)
 
     def stage(self, name: str, make: Callable[Concatenate[Path, P], None], *inputs: P.args, **_: P.kwargs) -> Artifact:
         """Return the finished stage `make(out, *inputs)`, or make it.
@@ -127,13 +138,29 @@ class Store:
             if measurement or label == self.until:
                 raise Stopped(label)
             return artifact
+        try:
+            return self._provide(artifact, label, make, inputs, facts, fresh, measurement)
+        except OSError as error:
+            if is_full(error, self.root):
+                raise full_disk(f"keeping `{label}`", error.filename or self.root, self.root) from error
+            raise EdgeError(
+                f"cannot use the store `{self.root}`: {error.strerror or error}: {error.filename or ''}".rstrip(": "),
+                "set EDGECNN_CACHE to a folder that you can write to",
+            ) from error
+
+    def _provide(
+        self, artifact: Artifact, label: str, make: Callable[..., None], inputs: tuple[Any, ...],
+        facts: dict[str, Any], fresh: bool, measurement: bool,
+    ) -> Artifact:  # fmt: skip
+        if artifact.name not in self.uses:
+            self.uses[artifact.name] = self.locks.use(artifact.name)  # before the look: what is whole now stays
         damage = self.damage(artifact)
         if damage is None and not fresh:
             self._keep(artifact, label)
         else:
             self._make(artifact, label, make, inputs, facts, damage or "asked to measure again", fresh)
         if self.recipe:
-            write_json(self.root / "last" / f"{self.recipe}.{label}.json", {"key": key, "facts": facts})
+            write_json(self.root / "last" / f"{self.recipe}.{label}.json", {"key": artifact.key, "facts": facts})
         if self.until == label:
             raise Stopped(label)
         # What rests on a measurement rests on this one, not on any of the same inputs.
@@ -166,10 +193,14 @@ class Store:
     def damage(self, artifact: Artifact) -> str | None:
         """Why a stored stage can't be used (`not made yet`, a changed or missing file), or None when it is whole."""
         try:
-            files: dict[str, str] = artifact.json("stage.json")["files"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return "not made yet" if not artifact.path.exists() else "its stage.json is damaged"
-        for name, digest in files.items():
+            record = read_record(artifact.path)
+        except OSError:
+            return "its stage.json is missing" if os.path.lexists(artifact.path) else "not made yet"
+        except ValueError:
+            return "its stage.json is damaged"
+        if (record.stage, record.key) != (artifact.stage, artifact.key):
+            return "its stage.json is of another stage"
+        for name, digest in record.files.items():
             path = artifact.path / name
             if not path.is_file():
                 return f"stored file `{name}` is missing"
@@ -180,8 +211,8 @@ class Store:
     def reasons(self, stage: str, facts: dict[str, Any]) -> tuple[str, ...]:
         """What changed since this recipe's last run of the stage."""
         try:
-            last: dict[str, Any] = json.loads((self.root / "last" / f"{self.recipe}.{stage}.json").read_text())["facts"]
-        except (OSError, ValueError, KeyError):
+            last = dict(json.loads((self.root / "last" / f"{self.recipe}.{stage}.json").read_bytes())["facts"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return ("first run",)
         changes = []
         for name in sorted({*last, *facts}):
@@ -198,7 +229,7 @@ class Store:
         damage = self.damage(artifact)
         # An input that will be made has a key, so everything after it is decided too.
         if damage is None and not fresh:
-            self.decisions.append(Decision(label, True, (_age(artifact),), artifact.key))
+            self.decisions.append(Decision(label, True, (age(artifact.path),), artifact.key))
         else:
             reasons = self.reasons(label, facts)
             if damage and damage != "not made yet":
@@ -214,17 +245,17 @@ class Store:
     def _keep(self, artifact: Artifact, label: str) -> None:
         with contextlib.suppress(OSError):
             os.utime(artifact.path)  # `clean` drops what was used longest ago
-        self.decisions.append(Decision(label, True, (_age(artifact),), artifact.key))
-        progress.current().note(f"{label}: kept ({_age(artifact)})")
+        self.decisions.append(Decision(label, True, (age(artifact.path),), artifact.key))
+        progress.current().note(f"{label}: kept ({age(artifact.path)})")
 
     def _partial(self, artifact: Artifact) -> Path:
-        return self.root / "partial" / f"{artifact.stage}-{artifact.key}"
+        return self.root / "partial" / artifact.name
 
     def _make(
         self, artifact: Artifact, label: str, make: Callable[..., None], inputs: tuple[Any, ...],
         facts: dict[str, Any], damage: str, fresh: bool,
     ) -> None:  # fmt: skip
-        with self._locked(artifact) as lock:
+        with self.locks.making(artifact.name, artifact.stage) as lock:
             again = self.damage(artifact)
             if again is None and not fresh:  # another process made it while this one waited
                 self._keep(artifact, label)
@@ -260,45 +291,19 @@ class Store:
         for path in sorted(p for p in out.rglob("*") if p.is_file()):
             fsync(path)
             files[path.relative_to(out).as_posix()] = self.digests.of(path)
-        made = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        record = {"stage": artifact.stage, "key": artifact.key, "made": made, "seconds": round(seconds, 3)}
-        write_json(out / "stage.json", {**record, "why": reasons, "inputs": facts, "files": files})
+        record = {"stage": artifact.stage, "key": artifact.key, "seconds": round(seconds, 3), "why": reasons}
+        write_record(out, {**record, "inputs": facts, "files": files})
         artifact.path.parent.mkdir(parents=True, exist_ok=True)
-        if artifact.path.exists():  # damaged, or measured again
-            shutil.rmtree(artifact.path)
+        if os.path.lexists(artifact.path):  # damaged, or measured again
+            discard(self.root, artifact.path)
         os.rename(out, artifact.path)
         fsync(artifact.path.parent)
         progress.current().note(f"{artifact.stage}: done in {seconds:.1f} s")
 
-    @contextlib.contextmanager
-    def _locked(self, artifact: Artifact) -> Iterator[int]:
-        path = self.root / "locks" / f"{artifact.stage}-{artifact.key}"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(lock, 64, 0).decode(errors="replace").strip()
-                progress.current().note(f"{artifact.stage}: being made by process {holder or '?'}; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
-            yield lock
-        finally:
-            os.close(lock)
 
-
-def _age(artifact: Artifact) -> str:
-    return f"made {age_text(artifact.json('stage.json')['made'])} ago"
-
-
-def age_text(made: str) -> str:
-    """The age of an ISO time stamp as a person reads it at a glance: `12 s`, `5 min`, `3 h`, `2 days`."""
-    seconds = (datetime.now(timezone.utc) - datetime.fromisoformat(made)).total_seconds()
-    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+def _close(descriptors: dict[str, int]) -> None:
+    for one in descriptors.values():
+        os.close(one)
 
 
 def _is_digest(value: object) -> bool:

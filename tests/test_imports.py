@@ -23,7 +23,8 @@ LIGHT = (
     "disk", "doctor", "errors", "families", "families.export", "families.finetune", "fleet", "foreign",
     "gate", "hosts", "init", "io_contract", "metrics", "needs", "pipeline", "probe", "progress", "quantize",
     "quantize.recover.qat", "recipe", "recipe_file", "recorded", "report", "report.html", "report.table", "runs",
-    "score", "sensitivity", "spec", "stats", "store", "store_clean", "target", "target_ssh", "training", "versions",
+    "score", "sensitivity", "spec", "stats", "store", "store_clean", "store_locks", "store_record",
+    "target", "target_ssh", "training", "versions",
     "backends", "yaml_file",
 )  # fmt: skip
 

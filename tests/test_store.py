@@ -10,7 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -315,9 +319,152 @@ def test_clean_drops_the_longest_unused_first(tmp_path: Path) -> None:
         (out / "data").write_bytes(bytes(1000))
 
     artifacts = [store.stage("data", fill, number) for number in range(3)]
+    del store  # while it lives it uses them
     for age, artifact in enumerate(artifacts):
         os.utime(artifact.path, (1_000_000 - age, 1_000_000 - age))
     size = sum(f.stat().st_size for f in artifacts[0].path.iterdir())
+    rehearsed = clean(tmp_path, max_bytes=int(size * 1.5), dry_run=True)
+    assert all(artifact.path.exists() for artifact in artifacts)
     result = clean(tmp_path, max_bytes=int(size * 1.5))
+    assert result == replace(rehearsed, dry_run=False)
     assert result.dropped == 2
+    assert "would drop 2 stages, free 0.0 MB" in rehearsed.text()
     assert [artifact.path.exists() for artifact in artifacts] == [True, False, False]
+
+
+USER = """
+import sys, time
+from pathlib import Path
+from edgecnn.store import Store
+def fill(out, number):
+    (out / "data").write_bytes(bytes(1000))
+store = Store(Path(sys.argv[1]))
+print(store.stage("data", fill, 1).path, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def build_that_uses(root: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """A process that rests on a finished stage."""
+    command = [sys.executable, "-c", USER, str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield Path(process.stdout.readline().strip()), process
+        process.kill()
+
+
+def test_clean_leaves_what_a_build_uses(tmp_path: Path) -> None:
+    """Made or kept, until the build ends, by whatever end."""
+    with build_that_uses(tmp_path) as (made_one, maker), build_that_uses(tmp_path) as (kept, keeper):
+        assert made_one == kept
+        maker.kill()
+        maker.wait()
+        result = clean(tmp_path, max_bytes=0)
+        assert (result.dropped, result.in_use, kept.exists()) == (0, 1, True)
+        assert "1 of them in use by a running build" in result.text()
+        keeper.kill()
+        keeper.wait()
+        assert clean(tmp_path, max_bytes=0).dropped == 1
+    assert not kept.exists()
+
+
+def test_cleaning_all_the_time_breaks_no_build(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    stop = context.Event()
+
+    def keep_cleaning() -> None:
+        while not stop.is_set():
+            clean(tmp_path, max_bytes=0)
+
+    cleaner = context.Process(target=keep_cleaning)
+    cleaner.start()
+    try:
+        for epochs in range(1, 40):
+            store = Store(tmp_path)
+            first = store.stage("train", write_epochs, TrainSpec(epochs=epochs % 3 + 1))
+            second = store.stage("chain", chain, first)
+            assert (second.path / "chained.txt").read_text() == f"{epochs % 3 + 1}!"
+    finally:
+        stop.set()
+        cleaner.join(10)
+    assert cleaner.exitcode == 0
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    def edit(content: bytes) -> bytes:
+        record = json.loads(content)
+        changed = change(record)
+        return json.dumps(changed if isinstance(changed, list) else record).encode()
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: b"", lambda content: content[:-20], lambda content: b"\xff" + content,
+        lambda content: b"[" * 100_000, lambda content: content.replace(b"1", b"9" * 6000, 1),
+        edited(lambda record: record.pop("made")), edited(lambda record: record.update(made="yesterday")),
+        edited(lambda record: record.update(made=None)), edited(lambda record: record.update(made="9999-01-01")),
+        edited(lambda record: record.update(files=[])), edited(lambda record: record["files"].clear()),
+        edited(lambda record: record["files"].update({"../../x": "0"})), edited(lambda record: [record]),
+        edited(lambda record: record.update(seconds="long")), edited(lambda record: record.update(inputs=3)),
+        edited(lambda record: record.update(stage="data")), edited(lambda record: record.pop("seal")),
+    ],
+    ids=range(17),
+)  # fmt: skip
+def test_an_edited_record_is_made_again(tmp_path: Path, edit: Callable[[bytes], bytes]) -> None:
+    artifact = Store(tmp_path).stage("train", write_epochs, TrainSpec())
+    file = artifact.path / "stage.json"
+    file.write_bytes(edit(file.read_bytes()))
+    planned = Store(tmp_path, rehearse=True)
+    planned.stage("train", write_epochs, TrainSpec())
+    assert planned.decisions[0].reasons == ("its stage.json is damaged",)
+    again = Store(tmp_path)
+    assert again.stage("train", write_epochs, TrainSpec()).path == artifact.path
+    assert made(again) == ["train"]
+    assert (artifact.path / "epochs.txt").read_text() == str(TrainSpec().epochs)
+
+
+def test_whatever_stands_in_a_stages_place_is_made_again(tmp_path: Path) -> None:
+    artifact = Store(tmp_path).stage("train", write_epochs, TrainSpec())
+    for plant in (lambda path: path.write_text("x"), lambda path: path.symlink_to("nowhere"), Path.mkdir):
+        clean(tmp_path, max_bytes=0)
+        plant(artifact.path)
+        assert (Store(tmp_path).stage("train", write_epochs, TrainSpec()).path / "epochs.txt").is_file()
+
+
+@pytest.mark.parametrize("text", ["[]", '{"facts": 3}', '{"facts": [1]}', "[" * 100_000, "\udcff"])
+def test_edited_last_keys_explain_nothing(tmp_path: Path, text: str) -> None:
+    Store(tmp_path, recipe="r").stage("train", write_epochs, TrainSpec())
+    (tmp_path / "last" / "r.train.json").write_bytes(text.encode(errors="surrogateescape"))
+    store = Store(tmp_path, recipe="r")
+    store.stage("train", write_epochs, TrainSpec(epochs=2))
+    assert store.decisions[0].reasons == ("first run",)
+
+
+def test_a_store_on_a_read_only_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    Store(disk / "store").stage("train", write_epochs, TrainSpec())
+    if subprocess.run(["mount", "--bind", disk, disk], capture_output=True).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", disk], check=True)
+        for epochs in (TrainSpec().epochs, 2):
+            with pytest.raises(EdgeError, match=r"cannot use the store .* Read-only file system") as caught:
+                Store(disk / "store").stage("train", write_epochs, TrainSpec(epochs=epochs))
+            assert "EDGECNN_CACHE" in caught.value.hint
+        with pytest.raises(EdgeError, match=r"cleaning the store .* failed: Read-only file system"):
+            clean(disk / "store", 0)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_name_that_is_not_utf8_is_kept_in_the_record(tmp_path: Path) -> None:
+    def note(out: Path, name: str) -> None:
+        (out / "x").write_text("x")
+
+    artifact = Store(tmp_path).stage("data", note, "caf\udce9.png")
+    assert artifact.json("stage.json")["inputs"]["input 0"] == "caf\udce9.png"
+    assert Store(tmp_path).stage("data", note, "caf\udce9.png") == artifact

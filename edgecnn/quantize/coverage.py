@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.macs import layers_in
 from edgecnn.quantize.placement import LAYERS, Edge, Graph, Placement
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
@@ -22,20 +23,8 @@ class Coverage:
 
 
 def macs(node: ir.Node, graph: Graph) -> int:
-    """Multiply-accumulates of a MAC layer for one image; 0 for other ops."""
-    if node.op_type not in LAYERS:
-        return 0
-    first, weight, output = graph.shape(node.inputs[0]), graph.shape(node.inputs[1]), graph.shape(node.outputs[0])
-    match node.op_type:
-        case "Conv":
-            return math.prod(output) * math.prod(weight[1:])
-        case "ConvTranspose":
-            return math.prod(first) * math.prod(weight[1:])
-        case _:
-            inner = first[-1] if first else 0
-            if node.op_type == "Gemm" and (trans := node.attributes.get("transA")) is not None and trans.value:
-                inner = first[0]
-            return math.prod(output) * inner
+    """Multiply-accumulates of an operator for one image, what its subgraphs hold included; 0 for other ops."""
+    return sum(layer.macs for layer in layers_in(node, graph.shape))
 
 
 def coverage(graph: Graph, placement: Placement) -> Coverage:

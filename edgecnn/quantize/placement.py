@@ -11,6 +11,7 @@ import onnx_ir as ir
 from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError
 from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.macs import layers_in
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 Shapes = dict[str, tuple[int, ...]]
@@ -113,12 +114,23 @@ def place(graph: Graph, scheme: Scheme, keep_float: tuple[str, ...] = ()) -> Pla
                 f"the nearest is `{near[0]}`" if near else "see the layer names in quantize.json",
             )
     placed = _placed(graph, scheme, frozenset(keep_float))
+    placed = replace(placed, why_float={**placed.why_float, **_never_placed(graph)})
     if not placed.weights:
         reasons = "; ".join(sorted({f"{why}" for why in placed.why_float.values()})) or "it has no layer with weights"
         raise EdgeError(
             f"every layer of the graph would stay float: {reasons}", "nothing to quantize: use the float model"
         )
     return replace(placed, kept=keep_float)
+
+
+def _never_placed(graph: Graph) -> dict[str, str]:
+    """What multiplies and accumulates, and no rules quantize: other operators, and what stands in a subgraph."""
+    return {
+        layer.name: f"inside {layer.outer.op_type} `{layer.outer.name}`" if layer.inside else f"{layer.op} stays float"
+        for node in graph.nodes()
+        if node.op_type not in LAYERS
+        for layer in layers_in(node, graph.shape)
+    }
 
 
 def _placed(graph: Graph, scheme: Scheme, keep_float: frozenset[str]) -> Placement:

@@ -12,9 +12,10 @@ from edgecnn import __version__
 from edgecnn.device import Scheme
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.canonical import constant
-from edgecnn.quantize.coverage import coverage, macs
+from edgecnn.quantize.coverage import coverage
 from edgecnn.quantize.ladder import Climb
 from edgecnn.quantize.layers import IMAGES as LAYER_IMAGES
+from edgecnn.quantize.macs import layers_in
 from edgecnn.quantize.outputs import Told
 from edgecnn.quantize.placement import LAYERS
 from edgecnn.recipe import RungName
@@ -63,18 +64,16 @@ def report(
         if node.op_type in counts:
             counts[node.op_type] += 1
     layers = []
-    for node in graph.nodes():
-        if node.op_type not in LAYERS:
-            continue
-        name = node.name or ""
+    for layer in (layer for node in graph.nodes() for layer in layers_in(node, graph.shape)):
+        weight = layer.outer.inputs[1] if layer.op in LAYERS and not layer.inside else None
         layers.append({
-            "name": name,
-            "op": node.op_type,
-            "weight": node.inputs[1].name if constant(node.inputs[1]) is not None else None,
-            "macs": macs(node, graph) // counted.batch,
-            "int8": name in candidate.placement.int8_layers,
-            "why_float": candidate.placement.why_float.get(name),
-            "sqnr_db": layer_db.get(name),
+            "name": layer.name,
+            "op": layer.op,
+            "weight": weight.name if weight is not None and constant(weight) is not None else None,
+            "macs": layer.macs // counted.batch,
+            "int8": layer.name in candidate.placement.int8_layers,
+            "why_float": candidate.placement.why_float.get(layer.name),
+            "sqnr_db": layer_db.get(layer.name),
         })  # fmt: skip
     return {
         "scheme": tools.scheme.model_dump(),

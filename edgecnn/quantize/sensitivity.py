@@ -26,6 +26,7 @@ from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.coverage import macs
 from edgecnn.quantize.histogram import Histogram
 from edgecnn.quantize.layers import layer_errors
+from edgecnn.quantize.macs import layers_in
 from edgecnn.quantize.noise import Noise, Part, Reference, of_edges, partly
 from edgecnn.quantize.noise_split import integer_weights, only_activations, only_weights
 from edgecnn.quantize.placement import LAYERS, Edge, Graph, Placement, place
@@ -180,6 +181,12 @@ def measured(
                 changed=_changed(reference, alone), top1=_top1(truth, alone.answers),
             )  # fmt: skip
         rows.append(row)
+    rows += [
+        Row(layer.name, layer.op, layer.macs / whole_macs, candidate.placement.why_float.get(layer.name))
+        for node in graph.nodes()
+        if node.op_type not in LAYERS and node.name not in operations
+        for layer in layers_in(node, graph.shape)
+    ]
     rows.sort(key=lambda row: -row.share)  # stable: equal ones stay in the order of the graph
     return Sensitivity(
         tuple(rows), {name: _db(ratio) for name, ratio in whole.ratios.items()}, _db(halves[0]), _db(halves[1]),

@@ -60,7 +60,7 @@ def _last(name: str = "y") -> NodeProto:
     return N("Conv", ["r", "w1"], [name], "last")
 
 
-def _if(condition: str, then: list[NodeProto], other: list[NodeProto], name: str = "y") -> NodeProto:
+def branches(condition: str, then: list[NodeProto], other: list[NodeProto], name: str = "y") -> NodeProto:
     shape = ("N", 16, 16, 16)
     graphs = [
         helper.make_graph(nodes, branch, [], [helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, shape)])
@@ -69,7 +69,7 @@ def _if(condition: str, then: list[NodeProto], other: list[NodeProto], name: str
     return N("If", [condition], [name], "if", then_branch=graphs[0], else_branch=graphs[1])
 
 
-def _loop() -> NodeProto:
+def looping() -> NodeProto:
     shape = ("N", 16, 16, 16)
     body = helper.make_graph(
         [N("Conv", ["s", "w1"], ["t"], "inner"), N("Relu", ["t"], ["u"]), N("Identity", ["going"], ["still"])],
@@ -189,17 +189,17 @@ ZOO: dict[str, Callable[[], Foreign]] = {
     "input passed on": lambda: Foreign().add(_last(), N("Identity", ["x"], ["same"])).out("y").out("same", ("N", 3, 16, 16)),
     "shape": lambda: Foreign().add(_last(), N("Shape", ["y"], ["size"])).out("y").out("size", (4,), INT64),
     "decided If": lambda: Foreign(weights={"yes": np.array(True)}).add(
-        _last("d"), _if("yes", [N("Identity", ["d"], ["a"])], [N("Relu", ["d"], ["b"])])).out("y"),
+        _last("d"), branches("yes", [N("Identity", ["d"], ["a"])], [N("Relu", ["d"], ["b"])])).out("y"),
     "decided If of an output": lambda: Foreign(weights={"yes": np.array(False)}).add(
-        _last("d"), _if("yes", [N("Relu", ["d"], ["a"])], [N("Identity", ["d"], ["b"])])).out("y").out("d"),
+        _last("d"), branches("yes", [N("Relu", ["d"], ["a"])], [N("Identity", ["d"], ["b"])])).out("y").out("d"),
     "open If": lambda: Foreign(weights={"edge": np.float32(0.0)}).add(
         _last("d"), N("ReduceMean", ["d"], ["mean"], keepdims=0), N("Greater", ["mean", "edge"], ["open"]),
-        _if("open", [N("Identity", ["d"], ["a"])], [N("Relu", ["d"], ["b"])])).out("y"),
+        branches("open", [N("Identity", ["d"], ["a"])], [N("Relu", ["d"], ["b"])])).out("y"),
     "If of constants": lambda: Foreign(weights={"edge": np.float32(0.0)}).add(
         _last("d"), N("ReduceMean", ["d"], ["mean"], keepdims=0), N("Greater", ["mean", "edge"], ["open"]),
-        _if("open", [N("Constant", [], ["k"], value_floats=[1.0]), N("Add", ["d", "k"], ["a"])],
+        branches("open", [N("Constant", [], ["k"], value_floats=[1.0]), N("Add", ["d", "k"], ["a"])],
             [N("Relu", ["d"], ["b"])])).out("y"),
-    "Loop": lambda: Foreign(weights={"turns": np.array(2)}).add(_last("d"), _loop(), N("Relu", ["looped"], ["y"])).out("y"),
+    "Loop": lambda: Foreign(weights={"turns": np.array(2)}).add(_last("d"), looping(), N("Relu", ["looped"], ["y"])).out("y"),
     "function": _function,
     "bias (1, N)": lambda: _gemm(1, 24),
     "bias (1, 1)": lambda: _gemm(1, 1),

@@ -114,6 +114,8 @@ def hidden(node: ir.Node, measured: Magnitudes) -> str:
             return f"exp({high:.3g}) is computed inside"
         case "Exp" if high * EXP_HEADROOM > LARGEST_HALF:
             return f"it reaches {high:.3g}, and grows fast"
+        case "CumSum":
+            return "it adds up one value after the other"
         case "LogSoftmax" | "ReduceLogSumExp" | "ReduceLogSum" | "MeanVarianceNormalization":
             return "it computes logarithms of sums, or sums of squares, inside"
         case _:

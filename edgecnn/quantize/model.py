@@ -31,8 +31,8 @@ from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.same import IMAGES as COMPARED
 from edgecnn.quantize.same import require_same
 from edgecnn.quantize.sessions import observe, open_session, run_each
+from edgecnn.quantize.typed_check import CLEAN_DB, CLEAN_FLOAT_DB, Reference, TypedFile, checked
 from edgecnn.quantize.typed_check import IMAGES as TYPED_IMAGES
-from edgecnn.quantize.typed_check import Reference, TypedFile, checked
 from edgecnn.quantize.weights import require_finite
 from edgecnn.recipe import Promise, QuantizeSpec
 
@@ -84,7 +84,7 @@ def quantize_file(
     half: TypedFile | None = None
     if scheme.islands == "float16" and opset(float_model) >= TYPED_OPSET:
         largest = _bounds(tools, climbed, bounds)
-        half = _typed(out, model, quantized, tools.feeder_of(candidate.model), shapes, largest, told)
+        half = _typed(out, model, quantized, tools.feeder_of(candidate.model), shapes, largest, CLEAN_DB, told)
     # Layers against the candidate's own float graph, whose tensors may be scaled; outputs against the given one.
     layer_db = layer_errors(feeder, Graph(candidate.model, graph.shapes), quantized, sample)
     outputs = told_outputs(feeder, held, quantized, classes=contract is None or contract.task == "classify")
@@ -102,13 +102,13 @@ def typed_file(out: Path, model: Path, images: ImageSource, contract: IoContract
     graph = canonical(model)
     feeder = Feeder(graph, contract, images, len(images))
     shapes, largest = observe(graph, list(feeder.feeds(feeder.sample(TYPED_IMAGES))))
-    half = _typed(out, model, graph, feeder, shapes, largest)
+    half = _typed(out, model, graph, feeder, shapes, largest, CLEAN_FLOAT_DB)
     (out / "typed.json").write_text(json.dumps({**half.as_json(), "float_islands": _told(half)}, indent=1))
 
 
 def _typed(
     out: Path, given: Path, graph: ir.Model, feeder: Feeder, shapes: Shapes, largest: dict[str, float],
-    metadata: str | None = None,
+    clean_db: float, metadata: str | None = None,
 ) -> TypedFile:  # fmt: skip
     """Write typed.onnx of a float or Q/DQ graph, proved in FP16 arithmetic on a few images.
 
@@ -122,7 +122,7 @@ def _typed(
     exact = list(run_each(open_session(runnable(given)), feeds))
     single = list(run_each(open_session(graph, simulate=True), feeds))
     measured = magnitudes(feeder.model, feeds, largest, shapes)
-    found = checked(graph, measured, Reference(feeds, len(chosen), names, exact, single))
+    found = checked(graph, measured, Reference(feeds, len(chosen), names, exact, single, clean_db))
     (out / "typed.onnx").write_bytes(serialized(found.model, metadata, Ends.of(given)))
     for island in _told(found):
         progress.current().note(f"stays FP32: {island}")

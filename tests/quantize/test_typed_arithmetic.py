@@ -152,6 +152,32 @@ def best_of_all(net: Net, x: str) -> str:
     return net.op("Mul", net.op("Cast", "place", to=onnx.TensorProto.FLOAT), number(net, 1.0))
 
 
+def heatmap_peaks(net: Net, x: str) -> str:
+    """Score, class, row and column of the three largest values, as detectors by centres answer."""
+    flat = net.op("Reshape", net.op("Sigmoid", x), number(net, [0, -1], np.int64))
+    net.nodes.append(
+        onnx.helper.make_node("TopK", [flat, number(net, [3], np.int64)], ["top", "place"], "topk", axis=1)
+    )
+    at = net.op("Cast", "place", to=onnx.TensorProto.FLOAT)
+    kind = net.op("Floor", net.op("Div", at, number(net, 4096.0)))
+    rest = net.op("Sub", at, net.op("Mul", kind, number(net, 4096.0)))
+    row = net.op("Floor", net.op("Div", rest, number(net, 64.0)))
+    column = net.op("Sub", rest, net.op("Mul", row, number(net, 64.0)))
+    return net.op("Concat", "top", kind, row, column, axis=1)
+
+
+def counted(net: Net, x: str) -> str:
+    """How many of 4096 pixels are above a limit, and of two channels together."""
+    above = net.op("Cast", net.op("Greater", x, number(net, -5.0)), to=onnx.TensorProto.FLOAT)
+    return net.op("ReduceSum", above, number(net, [1, 2, 3], np.int64), keepdims=1)
+
+
+def computed_in_double(net: Net, x: str) -> str:
+    flat = net.op("Reshape", x, number(net, [0, 4, -1], np.int64))
+    at = net.op("Cast", net.op("ArgMax", flat, axis=2, keepdims=0), to=onnx.TensorProto.DOUBLE)
+    return net.op("Cast", net.op("Add", at, number(net, 1.0, np.float64)), to=onnx.TensorProto.FLOAT)
+
+
 def far_grid(net: Net, x: str) -> str:
     """A grid of pixels written as numbers beyond 2048, and an offset that a layer answers."""
     grid = np.arange(64 * 64, dtype=np.float32).reshape(1, 1, 64, 64) + np.float32(0.5)
@@ -170,12 +196,17 @@ def looked_up(net: Net, x: str) -> str:
     return net.op("Gather", number(net, np.arange(5000)), place, axis=0)
 
 
-@pytest.mark.parametrize("tail", [indices, best_of_all, far_grid, far_range, looked_up], ids=lambda t: t.__name__)
+NUMBERED: dict[Tail, int] = {
+    indices: 3, best_of_all: 2, heatmap_peaks: 2, counted: 4, computed_in_double: 2, far_grid: 4, far_range: 4,
+    looked_up: 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tail", NUMBERED, ids=lambda tail: tail.__name__)
 def test_whole_numbers_stay_exact(tmp_path: Path, tail: Tail) -> None:
     net = Net(3, size=64)
     output = tail(net, net.conv("image", 4, 3, name="stem"))
-    rank = {"indices": 3, "best_of_all": 2}.get(tail.__name__, 4)
-    net.save(tmp_path / "m.onnx", output, rank=rank)
+    net.save(tmp_path / "m.onnx", output, rank=NUMBERED[tail])
     images = pictures(4, size=64)
     quantize_model(
         tmp_path, SPEC.model_copy(update={"images": 4}), TENSORRT, tmp_path / "m.onnx", images, contract(size=64)
@@ -185,9 +216,9 @@ def test_whole_numbers_stay_exact(tmp_path: Path, tail: Tail) -> None:
     if tail is looked_up:
         assert np.abs(single - half).max() <= 1
         return
-    # What a half may change is which of two nearly equal values is the larger one, and a fraction.
+    # The image itself is rounded: now and then another of two nearly equal pixels is the largest.
     assert np.mean(np.abs(single - half) < 0.01) > 0.8
-    if tail in (indices, best_of_all):
+    if tail in (indices, best_of_all, counted, computed_in_double):
         assert np.array_equal(half, np.round(half))
 
 
@@ -257,7 +288,7 @@ def test_a_graph_that_fp16_cannot_hold_becomes_fp32(tmp_path: Path) -> None:
     feeds = [contract().feed(pictures(8).images[i : i + 1]) for i in range(8)]
     exact = [run(open_session(model), feed) for feed in feeds]
     names = [value.name or "" for value in model.graph.outputs]
-    found = checked(model, Magnitudes(), Reference(feeds, 8, names, exact, exact))
+    found = checked(model, Magnitudes(), Reference(feeds, 8, names, exact, exact, 40.0))
     assert found.lost_db <= 3
     assert found.outputs[0].sqnr_db > 40
     assert "large" in found.islands

@@ -79,10 +79,13 @@ class Judge(Protocol):
     def drop(self, candidate: Candidate) -> Drop:
         """What INT8 loses against the float model."""
 
+    def lost(self, before: Candidate, after: Candidate) -> Drop:
+        """What the later of two candidates loses against the one before, paired by image."""
+
 
 @dataclass(frozen=True)
 class Drop:
-    """A metric's loss, float minus INT8, as a fraction of 1, with one-sided 95 % bounds; paired over `images`."""
+    """A metric's loss, float (or another candidate) minus INT8, a fraction of 1, one-sided 95 % bounds, paired by image."""
 
     float_value: float
     value: float

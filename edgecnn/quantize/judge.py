@@ -52,7 +52,7 @@ class Selected:
         return sorted(int(number) for number in drawn)
 
 
-class SelectJudge(Judging):
+class SelectJudge(Judging[np.ndarray]):
     """The metric of a classifier, float against INT8 on the same images.
 
     Args:
@@ -84,8 +84,8 @@ class SelectJudge(Judging):
         self.output = _output(model, contract)
         self.reference = model
         self.batch = self._batch()
-        self.known: dict[str, Drop] = {}
-        self.right = self._score(model, simulate=False, name="select, float")
+        self.known: dict[str, np.ndarray] = {}
+        self.exact = self._score(model, simulate=False, name="select, float")
         self._refuse_chance()
 
     @cached_property
@@ -97,9 +97,12 @@ class SelectJudge(Judging):
             content.update(self._read(part).tobytes())
         return content.hexdigest()
 
-    def _lost(self, quantized: ir.Model) -> Drop:
+    def _scored(self, quantized: ir.Model) -> np.ndarray:
+        return self._score(quantized, simulate=not self.kernels, name="select")
+
+    def _lost(self, first: np.ndarray, second: np.ndarray) -> Drop:
         """By Tango bounds."""
-        return paired_drop(self.right, self._score(quantized, simulate=not self.kernels, name="select"))
+        return paired_drop(first, second)
 
     def _score(self, model: ir.Model, *, simulate: bool, name: str) -> np.ndarray:
         """(N,) bool: whether each image counts as right."""
@@ -153,7 +156,7 @@ class SelectJudge(Judging):
 
     def _refuse_chance(self) -> None:
         """A drop of a model that knows nothing is no loss, and nothing can be lost against it."""
-        constant, right, count = self._constant_answer(), int(self.right.sum()), len(self.right)
+        constant, right, count = self._constant_answer(), int(self.exact.sum()), len(self.exact)
         if stats.wilson_interval(right, count, 0.90)[0] <= constant:  # one-sided 95 %
             raise EdgeError(
                 f"the float model is right on {right} of {count} labelled images, which is not better than a constant"

@@ -41,7 +41,7 @@ class SelectedBoxes:
     boxes: Boxes
 
 
-class BoxJudge(Judging):
+class BoxJudge(Judging[Matches]):
     """A detector's metric, float against INT8, with a paired bootstrap over images for the bounds.
 
     Args:
@@ -66,10 +66,10 @@ class BoxJudge(Judging):
         self.numbers: list[int] = drawn.tolist()
         self.source, self.truth = selected.images, selected.boxes.take(drawn)
         self.contract, self.scheme, self.kernels, self.spec = contract, scheme, kernels, spec
-        self.known: dict[str, Drop] = {}
+        self.known: dict[str, Matches] = {}
         self.outputs = [value.name or "" for value in model.graph.outputs]
-        self.reference = self._matches(model, simulate=False, name="select, float")
-        self.value = float(self.reference.mean_ap(spec.metric)[0])
+        self.exact = self._matches(model, simulate=False, name="select, float")
+        self.value = float(self.exact.mean_ap(spec.metric)[0])
         if self.value < _LEAST:
             raise EdgeError(
                 f"the float model's {metric_text(spec.metric)} is {self.value:.3f} on {self.images} select images: an"
@@ -87,10 +87,13 @@ class BoxJudge(Judging):
             content.update(self.source.batch(number, number + 1).tobytes())
         return content.hexdigest()
 
-    def _lost(self, quantized: ir.Model) -> Drop:
-        found = self._matches(quantized, simulate=not self.kernels, name="select")
-        lost = map_drop(self.reference, found, self.spec.metric, resamples=_RESAMPLES)
-        return Drop(self.value, self.value - lost.point, lost.lower, lost.upper, self.images, None)
+    def _scored(self, quantized: ir.Model) -> Matches:
+        return self._matches(quantized, simulate=not self.kernels, name="select")
+
+    def _lost(self, first: Matches, second: Matches) -> Drop:
+        metric = self.spec.metric
+        lost, value = map_drop(first, second, metric, resamples=_RESAMPLES), float(first.mean_ap(metric)[0])
+        return Drop(value, value - lost.point, lost.lower, lost.upper, self.images, None)
 
     def _matches(self, model: ir.Model, *, simulate: bool, name: str) -> Matches:
         session = open_session(model, simulate=simulate)

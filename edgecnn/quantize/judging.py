@@ -1,28 +1,33 @@
-"""What the judges of classifiers and detectors share: which images decide, by whose kernels, and each drop once."""
+"""What the judges of classifiers and detectors share: which images decide, by whose kernels, and each graph run once."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Generic, TypeVar
 
 import onnx_ir as ir
 
 from edgecnn.device import Scheme
 from edgecnn.quantize.candidate import Candidate, Drop
 
+Outcomes = TypeVar("Outcomes")  # what a model answers on the images that decide, compared with their labels
 
-class Judging:
-    """A judge in the making: it sets these, and gives `_lost`.
+
+class Judging(Generic[Outcomes]):
+    """A judge in the making: it sets these, and gives `_scored` and `_lost`.
 
     Attributes:
         numbers: of the labelled images that decide.
         kernels: name of the CPU whose own INT8 kernels run candidates; '' for the float simulation.
-        known: drops by the digest of the quantized graph.
+        exact: the float model's outcomes.
+        known: outcomes by the digest of the quantized graph.
     """
 
     scheme: Scheme
     kernels: str
     numbers: list[int]
-    known: dict[str, Drop]
+    exact: Outcomes
+    known: dict[str, Outcomes]
 
     @property
     def images(self) -> int:
@@ -35,13 +40,24 @@ class Judging:
         return f"INT8 kernels of {self.kernels}" if self.kernels else "float simulation"
 
     def drop(self, candidate: Candidate) -> Drop:
-        """What INT8 loses against the float model, with one-sided 95 % bounds; the same graph is run once."""
+        """What INT8 loses against the float model, with one-sided 95 % bounds."""
+        return self._lost(self.exact, self._outcomes(candidate))
+
+    def lost(self, before: Candidate, after: Candidate) -> Drop:
+        """What the later of two candidates loses against the one before, both run on the same images."""
+        return self._lost(self._outcomes(before), self._outcomes(after))
+
+    def _outcomes(self, candidate: Candidate) -> Outcomes:
+        """The same graph is run once."""
         quantized = candidate.quantized(self.scheme)
         content = ir.serde.serialize_model(quantized).SerializeToString(deterministic=True)
         key = hashlib.sha256(content).hexdigest()
         if key not in self.known:
-            self.known[key] = self._lost(quantized)
+            self.known[key] = self._scored(quantized)
         return self.known[key]
 
-    def _lost(self, quantized: ir.Model) -> Drop:
+    def _scored(self, quantized: ir.Model) -> Outcomes:
+        raise NotImplementedError
+
+    def _lost(self, first: Outcomes, second: Outcomes) -> Drop:
         raise NotImplementedError

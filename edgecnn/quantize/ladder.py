@@ -1,8 +1,8 @@
 """The recovery ladder: rungs from the cheapest to the dearest, climbed only while the accuracy budget is missed.
 
 What stops the climb is fixed: the drop on the select images, as a point estimate, is at most half the budget. A rung is
-a function `(Candidate, Tools) -> Candidate`; its candidate replaces the one before only if its drop is lower, or equal
-with cleaner outputs. So the drop never grows on the way up, and the last candidate kept is the best.
+a function `(Candidate, Tools) -> Candidate`; its candidate replaces the one before if that is a gain beyond chance on
+select, or no loss beyond chance and the outputs are cleaner (`steps.better`). The last candidate kept is the best.
 
 Every finished rung is kept under `tools.folder` by a key of its own: a killed climb continues behind it.
 """
@@ -206,7 +206,8 @@ class _Climber:
             why = f"changed nothing{own}"
             return replace(before, rung=name, kept=False, why=why, seconds=time.monotonic() - start)
         step = self._measured(name, candidate, before, start)
-        kept, why = better(before, step)
+        judge = self.tools.judge
+        kept, why = better(before, step, judge.lost(given, candidate) if step.drop is not None and judge else None)
         return replace(step, kept=kept, why=why + own)
 
     def _measured(self, name: RungName, candidate: Candidate, before: Step | None, start: float) -> Step:

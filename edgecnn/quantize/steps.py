@@ -96,25 +96,31 @@ def state_of(drop: Drop | None, budget: float | None) -> State:
     return "within" if drop.point <= budget + ROUNDING else "missed"
 
 
-def better(before: Step, after: Step) -> tuple[bool, str]:
+def better(before: Step, after: Step, lost: Drop | None) -> tuple[bool, str]:
     """Whether the later candidate replaces the one before, and why.
 
-    The drop on select decides. Where it is equal, layers given back to float have bought nothing; else the cleaner
-    outputs win.
+    What labelled images prove decides: a sure loss rejects, a sure gain keeps. Within their bounds the points are noise,
+    and the cleaner outputs win; layers given back to float must lower the drop besides.
+
+    Args:
+        lost: what `after` loses against `before` on select, paired by image; None where no labels judge.
     """
-    if before.drop is None or after.drop is None or before.sqnr_db is None or after.sqnr_db is None:
-        raise ValueError("rungs are compared only where a judge measured them")
-    gain = after.drop.value - before.drop.value
+    if before.sqnr_db is None or after.sqnr_db is None:
+        raise ValueError("rungs are compared only where their outputs were")
     sqnr = f"SQNR {before.sqnr_db:.1f} → {after.sqnr_db:.1f} dB"
-    if gain > 0:
-        return True, f"drop {100 * gain:.2f} points lower than with `{before.rung}`, {sqnr}"
-    if gain < 0:
-        return False, f"drop {-100 * gain:.2f} points higher than with `{before.rung}`, {sqnr}"
-    if after.int8_macs < before.int8_macs:
-        return False, "the same drop with more layers in float"
+    points = ""
+    if lost is not None:
+        word = f"{100 * abs(lost.point):.2f} points {'lower' if lost.point <= 0 else 'higher'} than with"
+        points = f", the drop {word} `{before.rung}` ({100 * lost.lower:+.2f} … {100 * lost.upper:+.2f})"
+        if lost.lower > 0:
+            return False, f"a loss beyond chance: {points[2:]}, {sqnr}"
+        if lost.upper < 0:
+            return True, f"a gain beyond chance: {points[2:]}, {sqnr}"
+    if after.int8_macs < before.int8_macs and (lost is None or lost.point >= 0):
+        return False, f"more layers in float have not lowered the drop, {sqnr}{points}"
     if after.sqnr_db < before.sqnr_db:
-        return False, f"the same drop, {sqnr}"
-    return True, f"the same drop, {sqnr}"
+        return False, f"the outputs are no cleaner: {sqnr}{points}"
+    return True, f"{sqnr}{points}"
 
 
 def support_note(drop: Drop, budget: float) -> str:

@@ -27,7 +27,7 @@ IMAGES = 1000
 class Judged:
     """A judge that knows by heart how many of 1,000 images a candidate loses, by the last rung that made it."""
 
-    lost: Mapping[str, int]
+    losses: Mapping[str, int]
     how: str = "by heart"
 
     @property
@@ -36,16 +36,24 @@ class Judged:
 
     @property
     def digest(self) -> str:
-        return repr(sorted(self.lost.items()))
+        return repr(sorted(self.losses.items()))
 
     def drop(self, candidate: Candidate) -> Drop:
-        right = np.ones(IMAGES, bool)
-        right[:100] = False  # of the float model
-        after = right.copy()
-        lost = self.lost[candidate.rungs[-1]]
-        after[100 : 100 + max(lost, 0)] = False
-        after[: max(-lost, 0)] = True
-        return paired_drop(right, after)
+        return paired_drop(_right(0), self._right(candidate))
+
+    def lost(self, before: Candidate, after: Candidate) -> Drop:
+        return paired_drop(self._right(before), self._right(after))
+
+    def _right(self, candidate: Candidate) -> np.ndarray:
+        return _right(self.losses[candidate.rungs[-1]])
+
+
+def _right(lost: int) -> np.ndarray:
+    """Which images are right where `lost` of the float model's are not."""
+    right = np.ones(IMAGES, bool)
+    right[: 100 - max(-lost, 0)] = False
+    right[100 : 100 + max(lost, 0)] = False
+    return right
 
 
 def tools_of(folder: Path, lost: Mapping[str, int] | None, budget: float | None = 0.02, **given: object) -> Tools:

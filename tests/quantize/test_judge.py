@@ -57,8 +57,8 @@ def test_gains_and_losses_are_paired() -> None:
 def test_graphs_that_take_batches_otherwise_are_judged_alike(reference: object) -> None:
     judge = SelectJudge(as_ir(reference), CONTRACT, selected(), "top1", TENSORRT)
     assert judge.batch in (1, 7)
-    assert judge.right.all()
-    assert len(judge.right) == 30
+    assert judge.exact.all()
+    assert len(judge.exact) == 30
 
 
 def test_only_some_images_decide_and_they_are_of_all_classes() -> None:

@@ -27,6 +27,7 @@ from edgecnn.cli_options import print_result as _print
 from edgecnn.cli_options import shown as _shown
 from edgecnn.cli_sensitivity import sensitivity
 from edgecnn.errors import EdgeError
+from edgecnn.recipe import EffortName
 
 app = typer.Typer(
     name="edgecnn", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -215,21 +216,22 @@ def quantize(
         typer.Option(help="Accuracy budget, as 0.01 for one point: labelled images beside the calibration ones judge."),
     ] = None,
     recover: Annotated[
-        str, typer.Option(metavar="auto|off|RUNG", help="The last recovery rung that a missed budget may climb to.")
+        str, typer.Option(metavar="auto|off|RUNG", help="The last recovery rung: off stops at calibrated ranges.")
     ] = "auto",
+    effort: Annotated[EffortName, typer.Option(help="How long the rungs that need no labels may take.")] = "balanced",
     select_images: Annotated[int | None, typer.Option(min=1, help="At most so many images judge the budget.")] = None,
     decode: Annotated[
         str, typer.Option(help="A detector's output: yolox, yolox-pixels or yolov8; else found by its shape.")
     ] = "",
     strict: Strict = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Quantize any ONNX file to INT8 for a device. Needs torch only where a budget drives it to the learned rungs."""
+    """Quantize any ONNX file to INT8 for a device. Only learned rungs need torch (--effort thorough)."""
     from edgecnn.commands import quantize_file
 
     with _shown(as_json):
         summary = quantize_file(
             model, data=data, device=device, images=images, ranges=ranges, out=out, preprocessing=input_,
-            keep_float=tuple(keep_float), max_accuracy_drop=max_accuracy_drop, recover=recover,
+            keep_float=tuple(keep_float), max_accuracy_drop=max_accuracy_drop, recover=recover, effort=effort,
             select_images=select_images, decoder=decode,
         )  # fmt: skip
     _print(as_json, summary.document, summary.text)

@@ -13,7 +13,7 @@ from edgecnn.disk import cache_root
 from edgecnn.errors import EdgeError
 from edgecnn.hosts import HERE, Boards
 from edgecnn.needs import Need, check_library_names, check_writable, needs, refuse
-from edgecnn.recipe import Recipe
+from edgecnn.recipe import EffortName, Recipe
 from edgecnn.recipe_file import load_device, load_recipe
 from edgecnn.report import Report
 from edgecnn.store import Decision, Stopped, Store, age_text
@@ -159,7 +159,7 @@ def check_run(
 def quantize_file(
     model: Path, *, data: Path, device: str, images: int, ranges: str, out: Path, preprocessing: str,
     keep_float: tuple[str, ...], max_accuracy_drop: float | None = None, recover: str = "auto",
-    select_images: int | None = None, decoder: str = "",
+    effort: EffortName = "balanced", select_images: int | None = None, decoder: str = "",
 ) -> Summary:  # fmt: skip
     """Quantize any ONNX file for a device and write model.int8.onnx (and the typed one) and report.json to `out`."""
     from edgecnn.foreign import quantize_foreign
@@ -168,7 +168,7 @@ def quantize_file(
         *quantize_foreign(
             model, data=data, profile=load_device(device), images=images, ranges=ranges, out=out,
             preprocessing=preprocessing, keep_float=keep_float, max_accuracy_drop=max_accuracy_drop, recover=recover,
-            select_images=select_images, decoder=decoder,
+            effort=effort, select_images=select_images, decoder=decoder,
         )
     )  # fmt: skip
 

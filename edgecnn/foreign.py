@@ -17,7 +17,7 @@ from edgecnn.foreign_budget import promise_of, recover_of, share_out, verdict_of
 from edgecnn.io_contract import InputContract, IoContract, OutputContract, read_contract
 from edgecnn.needs import check_writable
 from edgecnn.quantize import check_onnx, quantize_model
-from edgecnn.recipe import Normalization, QuantizeSpec, RangeMethod
+from edgecnn.recipe import EffortName, Normalization, QuantizeSpec, RangeMethod
 from edgecnn.recipe_file import nearest_hint
 from edgecnn.store import Artifact
 from edgecnn.target import connect
@@ -32,15 +32,16 @@ FITS = ("letterbox", "crop", "stretch")
 def quantize_foreign(
     model: Path, *, data: Path, profile: DeviceProfile, images: int, ranges: str, out: Path, preprocessing: str,
     keep_float: tuple[str, ...], max_accuracy_drop: float | None = None, recover: str = "auto",
-    select_images: int | None = None, decoder: str = "",
+    effort: EffortName = "balanced", select_images: int | None = None, decoder: str = "",
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Quantize `model` for `profile` and write the result to `out`; returns (JSON document, text).
 
     With labelled boxes as `data` (a YOLO data.yaml, a COCO JSON) the model is a detector, judged by its mAP50-95; the
     layout of its output is `decoder`, or found by its shape (see `edgecnn.decode`).
 
-    With `max_accuracy_drop` the recovery ladder is climbed up to `recover`, judged on labelled images of `data` that do
-    not calibrate; a killed climb continues from `out/.climb`. The document's `verdict` says whether the budget holds.
+    The rungs of `effort` are climbed always. With `max_accuracy_drop` the ladder is climbed further, up to `recover`,
+    judged on labelled images of `data` that do not calibrate. A killed climb continues from `out/.climb`. The
+    document's `verdict` says whether the budget holds.
 
     Files: model.int8.onnx, model.int8.typed.onnx (devices with FP16 islands), report.json; each appears whole.
 
@@ -58,11 +59,11 @@ def quantize_foreign(
     elif decoder:
         raise EdgeError(f"--decode is for labelled boxes, and `{data}` has none", "give a YOLO data.yaml or COCO JSON")
     promise = promise_of(max_accuracy_drop, "map50_95" if boxes else "top1")
-    stop = recover_of(recover)
+    stop = recover_of(recover, max_accuracy_drop)
     most = {} if select_images is None else {"select_images": select_images}
     try:
         spec = QuantizeSpec.model_validate(
-            {"images": images, "ranges": ranges, "keep_float": keep_float, "recover": stop, **most}
+            {"images": images, "ranges": ranges, "keep_float": keep_float, "recover": stop, "effort": effort, **most}
         )
     except ValueError:
         raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, get_args(RangeMethod))) from None
@@ -77,10 +78,10 @@ def quantize_foreign(
             )
             quantize_model(
                 made, spec, target.scheme, model, pixels, contract, promise=promise, selected=selected, held=held,
-                kernels=kernels(target.scheme, target.facts), folder=out / ".climb" if selected else made / "resume",
+                kernels=kernels(target.scheme, target.facts), folder=out / ".climb",
             )  # fmt: skip
         elif feeds is not None:
-            quantize_model(made, spec, target.scheme, model, feeds, None, promise=promise)
+            quantize_model(made, spec, target.scheme, model, feeds, None, promise=promise, folder=out / ".climb")
         compiled = Path(scratch, "compile")
         compiled.mkdir()
         target.compile(compiled, profile, target.facts, Artifact("quantize", "", made))

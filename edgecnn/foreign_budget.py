@@ -21,16 +21,21 @@ HELD = 128  # images read beyond those that calibrate, to compare outputs on
 LABELLED = "an image folder with one folder per class, a label table, an .npz with `labels`, or a detector's data.yaml"
 
 
-def recover_of(text: str) -> str | RecoverSpec:
+def recover_of(text: str, budget: float | None) -> str | RecoverSpec:
     """`auto`, `off`, or the last rung that may be climbed.
 
     Raises:
-        EdgeError: no such rung.
+        EdgeError: no such rung, or one that only a budget drives.
     """
     if text in ("auto", "off"):
         return text
     if text not in get_args(RungName):
         raise EdgeError(f"--recover: no rung `{text}`", nearest_hint(text, ["auto", "off", *get_args(RungName)]))
+    if text in ("mixed", "qat") and budget is None:
+        raise EdgeError(
+            f"--recover {text} needs an accuracy budget: nothing else says when this rung has given enough",
+            "add --max-accuracy-drop and labelled images; or --recover adaround, the last rung that needs no labels",
+        )
     return RecoverSpec.model_validate({"stop_at": text})
 
 

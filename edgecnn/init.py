@@ -132,7 +132,7 @@ train:
 quantize:
   images: {min(256, max(1, found.images // 2)):<4}                  # calibration images, taken from the training images
   ranges: auto                  # or minmax, percentile, entropy, mse
-  # recover: auto               # while the accuracy budget is missed; or off, or {{stop_at: mixed}}
+  # effort: balanced            # or fast, thorough: how long the rungs that need no labels may take
 
 budgets:
   max_accuracy_drop: 0.02       # of INT8 against float, as a fraction: 0.02 is two points

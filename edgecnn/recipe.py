@@ -27,8 +27,8 @@ from edgecnn.spec import FILE_NAME, Spec
 
 __all__ = [
     "DETECTION_FORMATS", "DETECTION_METRICS", "IMAGENET", "BenchSpec", "Budgets", "DataFormat", "DataSpec",
-    "DistillSpec", "ExportSpec", "FamilyName", "MetricName", "ModelSpec", "NmsName", "Normalization", "Promise",
-    "QatSpec", "QuantizeSpec", "RangeMethod", "Recipe", "RecoverSpec", "RungName", "ScoreSpec", "Student",
+    "DistillSpec", "EffortName", "ExportSpec", "FamilyName", "MetricName", "ModelSpec", "NmsName", "Normalization",
+    "Promise", "QatSpec", "QuantizeSpec", "RangeMethod", "Recipe", "RecoverSpec", "RungName", "ScoreSpec", "Student",
     "SuppressSpec", "Task", "TeacherSpec", "TrainSpec",
 ]  # fmt: skip
 
@@ -36,6 +36,8 @@ RangeMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 NmsName = Literal["none", "onnx", "tensorrt"]
 MetricName = Literal["top1", "top5", "map50_95", "map50"]
 DETECTION_METRICS: tuple[MetricName, ...] = ("map50_95", "map50")
+# How long the rungs that need no labels may take.
+EffortName = Literal["fast", "balanced", "thorough"]
 # The recovery ladder, cheapest rung first.
 RungName = Literal["ranges", "equalize", "bias", "clip", "adaround", "mixed", "qat"]
 
@@ -58,7 +60,7 @@ class ExportSpec(Spec):
 
 
 class RecoverSpec(Spec):
-    """How far the recovery ladder may climb while the accuracy budget is missed."""
+    """How far the recovery ladder may climb."""
 
     stop_at: RungName = "qat"
     """Last rung that may be climbed."""
@@ -97,7 +99,10 @@ class QuantizeSpec(Spec):
     keep_float: tuple[str, ...] = ()
     """Nodes that stay float, by their exact ONNX names."""
     recover: Literal["auto", "off"] | RecoverSpec = "auto"
-    """Recovery while the accuracy budget is missed: `auto` every rung, `off` none, or `{stop_at: RUNG}`."""
+    """Recovery: `auto`, `off` (calibrated ranges alone), or `{stop_at: RUNG}`. Rungs beyond those of `effort` are
+    climbed only while the accuracy budget is missed."""
+    effort: EffortName = "balanced"
+    """Rungs that need no labels and are always climbed: `fast` equalize, `balanced` bias too, `thorough` all."""
     select_images: PositiveInt = 5000
     """At most so many images of the select split judge a rung."""
     qat: QatSpec = QatSpec()

@@ -20,7 +20,7 @@ from edgecnn.quantize.ranges import activation_grid
 from edgecnn.quantize.rewrite import NOTHING, Grids, Overrides, rewrite
 
 if TYPE_CHECKING:
-    from edgecnn.recipe import DataSpec, ModelSpec, QatSpec, RangeMethod, TrainSpec
+    from edgecnn.recipe import DataSpec, EffortName, ModelSpec, QatSpec, RangeMethod, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Drop:
-    """A metric's loss, float (or another candidate) minus INT8, a fraction of 1, one-sided 95 % bounds, paired by image."""
+    """A metric's loss against float or another candidate, a fraction of 1; one-sided 95 % bounds, paired by image."""
 
     float_value: float
     value: float
@@ -140,6 +140,7 @@ class Tools:
         folder: scratch that outlives a killed climb; a rung keeps what it needs to continue in a subfolder of its name.
         seed: of every random choice.
         network: the torch network behind the graph; None for a foreign ONNX file.
+        effort: how long the rungs that need no labels may take.
     """
 
     scheme: Scheme
@@ -151,6 +152,7 @@ class Tools:
     budget: float | None = None
     seed: int = 0
     network: Network | None = None
+    effort: EffortName = "thorough"
     made: dict[str, object] = field(default_factory=dict)  # results that several rungs share, by name
 
     def feeder_of(self, model: ir.Model) -> Feeder:

@@ -7,7 +7,6 @@ TensorRT, or through this CPU's own INT8 kernels where they are what will run it
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,17 +20,17 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.metrics import METRICS
 from edgecnn.progress import track
-from edgecnn.quantize.auto import signal_and_noise
-from edgecnn.quantize.calibrate import Feeder, ImageSource
-from edgecnn.quantize.candidate import Candidate, Drop
+from edgecnn.quantize.calibrate import ImageSource
+from edgecnn.quantize.candidate import Candidate, Drop, Tools
 from edgecnn.quantize.judging import Judging
+from edgecnn.quantize.outputs import by_image
+from edgecnn.quantize.recover.quality import split
 from edgecnn.quantize.sessions import Feeds, open_session, run, run_each
 from edgecnn.recipe import MetricName
-from edgecnn.stats import decibel
+from edgecnn.stats import sqnr
 
 _PIXELS = 4 * 224 * 224  # of one inference: what a core's caches and memory take well
 _MOST = 64  # images in one inference
-_HELD = 64 * 224 * 224  # pixels of held calibration images
 _LABEL_HINT = (
     "labels are class numbers of the model's outputs, from 0; the folders of an image folder are numbered in sorted"
     " order; do size, colour and normalization (--input) fit the model?"
@@ -197,28 +196,23 @@ def paired_drop(reference: np.ndarray, candidate: np.ndarray) -> Drop:
 
 
 class Fidelity:
-    """SQNR in dB of a candidate's outputs, float-simulated, against the float graph's, on held calibration images.
+    """How clean a candidate's outputs are, float-simulated, on calibration images that no rung fits anything on."""
 
-    The images are the last in the order of their content, of which the first choose ranges (`Feeder.sample`).
-    """
+    def __init__(self, tools: Tools) -> None:
+        self.feeder, self.scheme, self.sample = tools.feeder, tools.scheme, split(tools)[1]
+        self.exact = list(run_each(open_session(tools.graph.model), self._feeds()))
 
-    def __init__(self, feeder: Feeder) -> None:
-        most = max(8, min(256, _HELD // feeder.pixels))
-        self.feeder = feeder
-        self.sample = feeder.sample(feeder.count)[-min(most, math.ceil(feeder.count / 2)) :]
-        self.exact = list(run_each(open_session(feeder.model), self._feeds()))
-
-    def sqnr_db(self, candidate: Candidate, scheme: Scheme) -> float:
-        """The candidate's outputs taken together."""
-        session = open_session(candidate.quantized(scheme), simulate=True)
-        signal, noise = [], []
+    def sqnr_db(self, candidate: Candidate) -> float:
+        """Median over the images of each one's SQNR in dB, all floating outputs together: a few that explode don't
+        decide."""
+        session = open_session(candidate.quantized(self.scheme), simulate=True)
+        batch, rows = self.feeder.batch, []
         outputs = track(run_each(session, self._feeds()), "outputs", len(self.exact))
-        for want, got in zip(self.exact, outputs, strict=True):
-            for a, b in zip(want, got, strict=True):
-                powers = signal_and_noise(a, b)
-                signal.append(powers[0])
-                noise.append(powers[1])
-        return decibel(math.fsum(signal), math.fsum(noise))
+        for number, (want, got) in enumerate(zip(self.exact, outputs, strict=True)):
+            real = min(batch, len(self.sample) - number * batch)
+            floats = [by_image(a, b, batch, real) for a, b in zip(want, got, strict=True) if a.dtype.kind == "f"]
+            rows.append(np.sum(floats, axis=0) if floats else np.zeros((2, real)))
+        return sqnr(*np.concatenate(rows, axis=1)).median
 
     def _feeds(self) -> Iterator[Feeds]:
         return self.feeder.feeds(self.sample)

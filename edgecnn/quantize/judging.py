@@ -1,4 +1,4 @@
-"""What the judges of classifiers and detectors share: which images decide, by whose kernels, and each graph run once."""
+"""What the judges of classifiers and detectors share: which images decide, by whose kernels; each graph runs once."""
 
 from __future__ import annotations
 

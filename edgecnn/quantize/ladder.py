@@ -1,6 +1,7 @@
-"""The recovery ladder: rungs from the cheapest to the dearest, climbed only while the accuracy budget is missed.
+"""The recovery ladder, the cheapest rung first. Those that `effort` names need no labels and are always climbed.
 
-What stops the climb is fixed: the drop on the select images, as a point estimate, is at most half the budget. A rung is
+The others, which cost minutes, speed or training, are climbed only while the accuracy budget is missed: until the drop
+on the select images, as a point estimate, is at most half of it, and while these images can tell a gain. A rung is
 a function `(Candidate, Tools) -> Candidate`; its candidate replaces the one before if that is a gain beyond chance on
 select, or no loss beyond chance and the outputs are cleaner (`steps.better`). The last candidate kept is the best.
 
@@ -26,6 +27,7 @@ from edgecnn.quantize.candidate import Candidate, Drop, Tools, first
 from edgecnn.quantize.coverage import coverage
 from edgecnn.quantize.judge import Fidelity
 from edgecnn.quantize.placement import LAYERS, Placement
+from edgecnn.quantize.recover.effort import EFFORTS
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.steps import State, Step, better, expected_speed, restored, state_of, support_note
 from edgecnn.recipe import RungName
@@ -33,6 +35,7 @@ from edgecnn.versions import code_version, installed_version
 
 Rung = Callable[[Candidate, Tools], Candidate]
 RUNGS: tuple[RungName, ...] = get_args(RungName)
+_MORE = "give more labelled images, or name the last rung with `recover: {stop_at: …}` (--recover)"
 LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
 
 
@@ -99,14 +102,16 @@ class Climb:
 
 
 def climb(
-    tools: Tools, placement: Placement, *, stop_at: RungName = "qat", load: Callable[[RungName], Rung] = load_rung
-) -> Climb:
-    """Calibrate, and climb while the budget is missed.
+    tools: Tools, placement: Placement, *, stop_at: RungName = "qat", asked: bool = False,
+    load: Callable[[RungName], Rung] = load_rung,
+) -> Climb:  # fmt: skip
+    """Calibrate, climb the rungs of the effort, and the others while the budget is missed.
 
     Args:
-        tools: with a budget it needs a judge; without one only `ranges` is made.
+        tools: with a budget it needs a judge; without one the rungs of its effort are climbed.
         placement: of the canonical graph.
-        stop_at: the last rung that may be climbed.
+        stop_at: the last rung that may be climbed; `asked`: by the user. Then, without a budget, all up to it that need
+            no labels are climbed; and with one, select images too few to tell whether it is missed stop nothing.
         load: gives a rung's function.
 
     Raises:
@@ -114,13 +119,25 @@ def climb(
     """
     if tools.budget is not None and tools.judge is None:
         raise EdgeError("an accuracy budget needs labelled images", "give labels, or leave the budget out")
-    climber = _Climber(tools, load)
+    allowed, budget = RUNGS[1 : RUNGS.index(stop_at) + 1], tools.budget
+    effort = EFFORTS["thorough" if asked and budget is None else tools.effort]
+    always = [name for name in allowed if name in effort.rungs]
+    climber = _Climber(tools, load, compares=bool(always) or budget is not None)
     current, standing, counted = climber.begin(placement)
-    budget = tools.budget
-    steps, notes = [standing], _warnings(standing.drop, budget)
-    for name in RUNGS[1 : RUNGS.index(stop_at) + 1]:
-        if state_of(standing.drop, budget) in ("unasked", "held"):
-            break
+    if always:
+        _say(f"{', '.join(always)}: about {effort.passes * counted.seconds:.0f} s (effort {tools.effort})")
+    steps: list[Step] = [standing]
+    notes: list[str] = []
+    driven = False
+    for name in (*always, *(name for name in allowed if name not in always)):
+        if name not in always:
+            if standing.drop is None or budget is None or state_of(standing.drop, budget) == "held":
+                break
+            if not driven:
+                driven = True
+                notes = _warnings(standing.drop, budget, asked)
+                if len(notes) > 1:
+                    break
         candidate, step = climber.rung(name, current, standing)
         steps.append(step)
         progress.current().note(step.told())
@@ -135,27 +152,31 @@ def climb(
             f" {100 * budget:g}"
         )
         notes.append(note)
-        progress.current().note(f"quantize: {note}")
+        _say(note)
     return Climb(current, tuple(steps), counted, state, tuple(notes))
 
 
-def _warnings(drop: Drop | None, budget: float | None) -> list[str]:
-    """What is said before a climb: that its images cannot support the budget."""
-    if drop is None or budget is None or drop.holds(budget):
-        return []
+def _warnings(drop: Drop, budget: float, asked: bool) -> list[str]:
+    """What is said before the budget drives the climb: that its images cannot support it, and where it stops then."""
     notes = [note for note in [support_note(drop, budget)] if note]
+    if notes and not asked and drop.lower <= budget:
+        notes.append(f"recovery stops: these images cannot tell whether the budget is missed; {_MORE}")
     for note in notes:
-        progress.current().note(f"quantize: {note}")
+        _say(note)
     return notes
+
+
+def _say(note: str) -> None:
+    progress.current().note(f"quantize: {note}")
 
 
 class _Climber:
     """One climb's tools, and what its rungs share."""
 
-    def __init__(self, tools: Tools, load: Callable[[RungName], Rung]) -> None:
-        self.load, self.given = load, tools
+    def __init__(self, tools: Tools, load: Callable[[RungName], Rung], *, compares: bool) -> None:
+        self.load, self.given, self.compares = load, tools, compares
         # What a killed climb left is found only by a climb that rests on the same.
-        self.tools = replace(tools, folder=tools.folder / self._ground()[:16]) if tools.budget is not None else tools
+        self.tools = replace(tools, folder=tools.folder / self._ground()[:16]) if compares else tools
 
     def begin(self, placement: Placement) -> tuple[Candidate, Step, Counted]:
         """The first candidate: calibration and ranges."""
@@ -218,7 +239,8 @@ class _Climber:
         drop = sqnr = None
         if tools.judge is not None and tools.budget is not None:
             drop = tools.judge.drop(candidate)
-            sqnr = self.fidelity.sqnr_db(candidate, tools.scheme)
+        if self.compares:
+            sqnr = self.fidelity.sqnr_db(candidate)
         return Step(
             rung=name, kept=False, why="", seconds=time.monotonic() - start,
             float_nodes=sum(layer not in placement.int8_layers for layer in layers), int8_macs=share,
@@ -227,8 +249,8 @@ class _Climber:
 
     @cached_property
     def fidelity(self) -> Fidelity:
-        """Made when first asked for: without a budget nothing is compared."""
-        return Fidelity(self.tools.feeder)
+        """Made when first asked for: where only ranges are made, nothing is compared."""
+        return Fidelity(self.tools)
 
     def _ground(self) -> str:
         """A digest of everything that the whole climb rests on."""
@@ -236,8 +258,8 @@ class _Climber:
         content = hashlib.sha256(checkpoint.model_bytes(tools.graph.model))
         content.update("".join(tools.feeder.digests).encode())
         facts = [
-            tools.scheme.model_dump(), tools.ranges, tools.budget, tools.seed, judge.digest if judge else "",
-            code_version(), [installed_version(library) for library in LIBRARIES],
+            tools.scheme.model_dump(), tools.ranges, tools.budget, tools.effort, tools.seed,
+            judge.digest if judge else "", code_version(), [installed_version(library) for library in LIBRARIES],
             str(tools.network.trained) if tools.network else "",
             # How pixels become the input, and outputs boxes: the images' digests don't hold it.
             tools.feeder.contract.model_dump(mode="json") if tools.feeder.contract else "",
@@ -247,7 +269,7 @@ class _Climber:
 
     def _kept(self, name: RungName, key: str) -> tuple[Candidate, checkpoint.Json] | None:
         """What an interrupted climb finished, or None."""
-        if self.tools.budget is None:
+        if not self.compares:
             return None
         found = checkpoint.read(self._path(name, key), self.tools.graph.model)
         if found is not None:
@@ -255,7 +277,7 @@ class _Climber:
         return found
 
     def _keep(self, name: RungName, key: str, candidate: Candidate, told: checkpoint.Json) -> None:
-        if self.tools.budget is not None:
+        if self.compares:
             checkpoint.write(self._path(name, key), candidate, self.tools.graph.model, told)
 
     def _path(self, name: RungName, key: str) -> Path:

@@ -74,9 +74,10 @@ def quantize_file(
                 float_model, contract, selected, promise.score.metric, scheme, most=spec.select_images, kernels=kernels
             )
     tools = Tools(
-        scheme, graph, feeder, spec.ranges, folder, judge=judge, budget=promise.max_accuracy_drop, network=network
-    )
-    climbed = climb(tools, placement, stop_at=spec.stop_at)
+        scheme, graph, feeder, spec.ranges, folder, judge=judge, budget=promise.max_accuracy_drop, network=network,
+        effort=spec.effort,
+    )  # fmt: skip
+    climbed = climb(tools, placement, stop_at=spec.stop_at, asked=spec.recover != "auto")
     candidate = climbed.candidate
     quantized = candidate.quantized(scheme)
     told = metadata(tools, climbed)

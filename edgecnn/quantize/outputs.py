@@ -82,7 +82,7 @@ def told(feeder: Feeder, held: ImageSource | NamedArrays | None, quantized: ir.M
     for number, (wanted, got) in enumerate(steps):
         real = min(batch, len(sample) - number * batch)
         floats = [place for place, values in enumerate(wanted) if values.dtype.kind == "f"]
-        rows.append(np.stack([_by_image(wanted[place], got[place], batch, real) for place in floats] or [np.empty(0)]))
+        rows.append(np.stack([by_image(wanted[place], got[place], batch, real) for place in floats] or [np.empty(0)]))
         if classes:
             equal.append(_same_answer(wanted[0], got[0], real))
     names = [feeder.model.graph.outputs[place].name or "" for place in floats]
@@ -110,7 +110,7 @@ def _images(
     return feeder, feeder.sample(most), False
 
 
-def _by_image(want: np.ndarray, got: np.ndarray, batch: int, real: int) -> np.ndarray:
+def by_image(want: np.ndarray, got: np.ndarray, batch: int, real: int) -> np.ndarray:
     """Powers (2, real) of an output and of its error; of one without the batch in front each image gets its part."""
     if batch > 1 and want.shape[:1] == got.shape[:1] == (batch,):
         return np.stack(powers(want[:real], got[:real]))

@@ -99,7 +99,7 @@ def state_of(drop: Drop | None, budget: float | None) -> State:
 def better(before: Step, after: Step, lost: Drop | None) -> tuple[bool, str]:
     """Whether the later candidate replaces the one before, and why.
 
-    What labelled images prove decides: a sure loss rejects, a sure gain keeps. Within their bounds the points are noise,
+    What labelled images prove decides: a sure loss rejects, a sure gain keeps. Within their bounds points are noise,
     and the cleaner outputs win; layers given back to float must lower the drop besides.
 
     Args:

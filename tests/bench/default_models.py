@@ -1,7 +1,7 @@
 """The networks on which `defaults.py` compares default settings: float ONNX, its images, how they are drawn.
 
-Every network has one pool of images; draw d is `default_rng(d).permutation`: the first calibrate, the next are held. YOLO
-networks are exported at 320 px, where an inference costs a quarter. What is made is kept under `work`.
+Every network has one pool of images; draw d is `default_rng(d).permutation`: the first calibrate, the next are held.
+YOLO networks are exported at 320 px, where an inference costs a quarter. What is made is kept under `work`.
 """
 
 from __future__ import annotations

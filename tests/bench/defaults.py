@@ -144,7 +144,10 @@ def kept_at(name: str, tool: Tool, draw: int, given: Any) -> Path:
 
 def lines(results: list[Json]) -> list[str]:
     """The table as Markdown, medians over the draws."""
-    found = ["| network | quantizer | SQNR pooled, dB | per-image median, dB | INT8 MACs | s | draws |", "|---" * 7 + "|"]
+    found = [
+        "| network | quantizer | SQNR pooled, dB | per-image median, dB | INT8 MACs | s | draws |",
+        "|---" * 7 + "|",
+    ]
     for name, tool in dict.fromkeys((result["model"], result["tool"]) for result in results):
         mine = [result for result in results if (result["model"], result["tool"]) == (name, tool)]
         good = [result for result in mine if "failed" not in result]

@@ -4,8 +4,8 @@
 
 A climb has four rungs behind `ranges`. Each changes the outputs' SQNR and, apart from that, the true accuracy; its
 select images are drawn anew from the same truth. Classification: right or wrong by image, paired. Detection-like: an
-average precision by image, heavy-tailed, its bounds by the paired bootstrap of the judge. Told is the chosen candidate's
-true loss less that of `ranges`, in points, mean over the climbs: below 0 the climb has gained.
+average precision by image, heavy-tailed, its bounds by the paired bootstrap of the judge. Told is the true loss of the
+chosen candidate less that of `ranges`, in points, mean over the climbs: below 0 the climb has gained.
 
 `points`: the drop's point decides, SQNR only where it is equal. `steps.better`: within the paired bounds the cleaner
 outputs win.
@@ -138,7 +138,9 @@ def main() -> None:
     parser.add_argument("--climbs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    print("| rungs | select images | " + " | ".join(f"{rule}, {kind}" for kind in ("classes", "boxes") for rule in RULES))
+    print(
+        "| rungs | select images | " + " | ".join(f"{rule}, {kind}" for kind in ("classes", "boxes") for rule in RULES)
+    )
     print("|---" * (2 + 2 * len(RULES)) + "|")
     worst = dict.fromkeys(RULES, -np.inf)
     for world in WORLDS:

@@ -64,8 +64,9 @@ def test_the_climb_is_told_in_the_record_and_in_the_model(tmp_path: Path) -> Non
 
 def test_without_a_budget_nothing_is_judged(tmp_path: Path) -> None:
     record = quantized(tmp_path / "out", hard_net(), None, recover="auto")
-    assert [row["rung"] for row in record["ladder"]] == ["ranges"]
-    assert record["ladder"][0]["drop"] is None
+    assert [row["rung"] for row in record["ladder"]] == ["ranges", "equalize", "bias"]
+    assert record["ladder"][1]["kept"]
+    assert all(row["drop"] is None and row["sqnr_db"] is not None for row in record["ladder"])
     assert record["recovery"]["state"] == "unasked"
     assert verdict_of(record) == (None, "")
 
@@ -122,14 +123,20 @@ def test_only_onnxruntime_here_judges_by_its_own_kernels(scheme: Scheme, reachab
     ("text", "stop_at"), [("auto", "qat"), ("off", "ranges"), ("ranges", "ranges"), ("mixed", "mixed")]
 )
 def test_recover_is_a_word_or_a_rung(text: str, stop_at: str) -> None:
-    assert QuantizeSpec.model_validate({"recover": recover_of(text)}).stop_at == stop_at
+    assert QuantizeSpec.model_validate({"recover": recover_of(text, 0.01)}).stop_at == stop_at
+
+
+@pytest.mark.parametrize("rung", ["mixed", "qat"])
+def test_what_only_a_budget_drives_is_refused_without_one(rung: str) -> None:
+    with pytest.raises(EdgeError, match=f"--recover {rung} needs an accuracy budget"):
+        recover_of(rung, None)
 
 
 def test_an_unknown_rung_gets_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match="no rung `adaruond`") as refused:
-        recover_of("adaruond")
+        recover_of("adaruond", None)
     assert "did you mean `adaround`?" in refused.value.hint
-    assert recover_of("bias") == RecoverSpec(stop_at="bias")
+    assert recover_of("bias", None) == RecoverSpec(stop_at="bias")
 
 
 @pytest.mark.parametrize("value", [-0.01, 0.5, 1.0, float("nan")])

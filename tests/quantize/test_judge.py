@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from color_graphs import CONTRACT, as_ir, color_net, colors, hard_net, selected, without_quantization
@@ -10,7 +12,9 @@ from quantize_graphs import CPU, TENSORRT, Pictures
 from edgecnn import stats
 from edgecnn.errors import EdgeError
 from edgecnn.quantize.calibrate import Feeder
+from edgecnn.quantize.candidate import Tools
 from edgecnn.quantize.judge import Fidelity, Selected, SelectJudge, paired_drop
+from edgecnn.quantize.placement import Graph
 
 # Blue is read as green: the 10 blue ones of 30 images are lost.
 BLIND = np.array([[1, 0, 0], [0, 1, 0.9], [0, 0, 0.1]], np.float32)
@@ -141,17 +145,29 @@ def test_what_is_no_classifier_is_refused() -> None:
         SelectJudge(as_ir(color_net()), elsewhere, selected(), "top1", TENSORRT)
 
 
-def test_fidelity_is_the_noise_at_the_outputs_of_held_images() -> None:
-    images, _ = colors(40)
-    feeder = Feeder(as_ir(color_net()), CONTRACT, Pictures(images), 40)
-    fidelity = Fidelity(feeder)
-    assert not set(fidelity.sample) & set(feeder.sample(20))
-    assert fidelity.sqnr_db(without_quantization(color_net()), TENSORRT) > 120  # float32 rounding
+def test_fidelity_is_the_noise_at_the_outputs_of_held_images(tmp_path: Path) -> None:
+    model = as_ir(color_net())
+    feeder = Feeder(model, CONTRACT, Pictures(colors(40)[0]), 40)
+    fidelity = Fidelity(Tools(TENSORRT, Graph(model, {}), feeder, "minmax", tmp_path))
+    assert not set(fidelity.sample) & set(feeder.sample(30))
+    assert fidelity.sqnr_db(without_quantization(color_net())) > 120  # float32 rounding
     halved = without_quantization(color_net(second=0.5 * np.eye(3, dtype=np.float32)))
-    assert fidelity.sqnr_db(halved, TENSORRT) == pytest.approx(6.02, abs=0.01)  # noise a quarter of the signal's power
-    assert fidelity.sqnr_db(without_quantization(hard_net()), TENSORRT) > 120  # the same function
+    assert fidelity.sqnr_db(halved) == pytest.approx(6.02, abs=0.01)  # noise a quarter of the signal's power
+    assert fidelity.sqnr_db(without_quantization(hard_net())) > 120  # the same function
 
 
-def test_fidelity_of_a_single_image() -> None:
-    feeder = Feeder(as_ir(color_net()), CONTRACT, Pictures(colors(1)[0]), 1)
-    assert Fidelity(feeder).sample == [0]
+def test_fidelity_of_a_single_image(tmp_path: Path) -> None:
+    model = as_ir(color_net())
+    feeder = Feeder(model, CONTRACT, Pictures(colors(1)[0]), 1)
+    assert Fidelity(Tools(TENSORRT, Graph(model, {}), feeder, "minmax", tmp_path)).sample == [0]
+
+
+def test_two_candidates_are_compared_with_each_other() -> None:
+    """Both lose images against float, others each: paired, the one gains what the other loses."""
+    judge = judge_of()
+    blind, sound = without_quantization(color_net(second=BLIND)), without_quantization(color_net())
+    lost = judge.lost(sound, blind)
+    assert lost.point == pytest.approx(judge.drop(blind).point)
+    assert lost.lower > 0
+    gained = judge.lost(blind, sound)
+    assert (gained.point, gained.lower, gained.upper) == pytest.approx((-lost.point, -lost.upper, -lost.lower))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from edgecnn.quantize.ladder import climb, load_rung
 from edgecnn.quantize.rewrite import Overrides
 from edgecnn.quantize.steps import expected_speed, state_of, support_note
 from edgecnn.quantize.weights import IntegerWeight
-from edgecnn.recipe import RungName
+from edgecnn.recipe import EffortName, RungName
 
 QAT_NETWORK = Network(None, None, None, Path("data"), Path("train"), None)  # type: ignore[arg-type]  # only that there is one
 
@@ -49,12 +50,44 @@ def refuse(name: RungName) -> object:
 # --- where it stops ---
 
 
-def test_without_a_budget_only_ranges(tmp_path: Path) -> None:
+def test_recovery_off_is_ranges_alone(tmp_path: Path) -> None:
     tools = tools_of(tmp_path / "never", None, None)
-    found = climb(tools, placed(tools), load=refuse)  # type: ignore[arg-type]
+    found = climb(tools, placed(tools), stop_at="ranges", load=refuse)  # type: ignore[arg-type]
     assert names(found) == [("ranges", True)]
     assert (found.state, found.rungs[0].drop, found.rungs[0].sqnr_db) == ("unasked", None, None)
     assert list(tmp_path.rglob("*.npz")) == []
+
+
+@pytest.mark.parametrize(
+    ("effort", "tried"),
+    [
+        ("fast", ["equalize"]),
+        ("balanced", ["equalize", "bias"]),
+        ("thorough", ["equalize", "bias", "clip", "adaround"]),
+    ],
+)
+@pytest.mark.parametrize("budget", [None, 0.02])
+def test_rungs_without_labels_are_always_climbed(
+    tmp_path: Path, budget: float | None, effort: EffortName, tried: list[str]
+) -> None:
+    """Without a budget, and with one that is held: each kept by the outputs of held calibration images."""
+    heard = Notes()
+    tools = tools_of(tmp_path, {"ranges": 0, "bias": 0} if budget else None, budget, effort=effort)
+    with progress.showing(heard):
+        found = climb(tools, placed(tools), load=loader(bias=biased("bias", 0.5)))
+    assert [step.rung for step in found.rungs] == ["ranges", *tried]
+    assert found.best.rung == "ranges"  # the shifted bias only adds noise
+    assert all(step.sqnr_db is not None for step in found.rungs)
+    assert found.state == ("held" if budget else "unasked")
+    said = [note for note in heard.notes if f"effort {effort}" in note]
+    assert len(said) == 1
+    assert re.search(r"about \d+ s", said[0])
+
+
+def test_a_named_rung_is_climbed_to_without_a_budget(tmp_path: Path) -> None:
+    tools = tools_of(tmp_path, None, None, effort="fast")
+    found = climb(tools, placed(tools), stop_at="clip", asked=True, load=loader())
+    assert [step.rung for step in found.rungs] == ["ranges", "equalize", "bias", "clip"]
 
 
 def test_a_budget_without_labels_is_refused(tmp_path: Path) -> None:
@@ -63,18 +96,20 @@ def test_a_budget_without_labels_is_refused(tmp_path: Path) -> None:
         climb(tools, placed(tools))
 
 
-def test_a_budget_held_by_ranges_climbs_nothing(tmp_path: Path) -> None:
-    tools = tools_of(tmp_path, {"ranges": 10})
-    found = climb(tools, placed(tools), load=refuse)  # type: ignore[arg-type]
+def test_a_budget_held_by_ranges_buys_nothing(tmp_path: Path) -> None:
+    tools = tools_of(tmp_path, {"ranges": 10}, effort="fast")
+    found = climb(tools, placed(tools), load=loader(mixed=refuse, qat=refuse))  # type: ignore[arg-type]
+    assert names(found) == [("ranges", True), ("equalize", False)]
     assert (found.state, found.best.rung) == ("held", "ranges")
     assert found.best.drop is not None
     assert found.best.drop.point == pytest.approx(0.01)  # half of the budget, exactly
 
 
 def test_it_stops_at_the_first_rung_that_holds_half_the_budget(tmp_path: Path) -> None:
-    lost = {"ranges": 40, "equalize": 11, "bias": 10, "clip": 0}
+    lost = {"ranges": 60, "equalize": 25, "bias": 10, "clip": 0}
     rungs = {name: biased(name, 0.01 * number) for number, name in enumerate(("equalize", "bias", "clip"), 1)}
-    found = climbed(tmp_path, lost, **rungs)
+    tools = tools_of(tmp_path, lost, effort="fast")
+    found = climb(tools, placed(tools), load=loader(**rungs))
     assert names(found) == [("ranges", True), ("equalize", True), ("bias", True)]
     assert (found.state, found.best.rung, found.candidate.rungs) == ("held", "bias", ("ranges", "equalize", "bias"))
 
@@ -90,11 +125,12 @@ def test_stop_at_bounds_it(tmp_path: Path, stop_at: RungName, tried: list[str]) 
 
 
 def test_a_budget_of_zero_is_held_only_without_a_drop(tmp_path: Path) -> None:
-    found = climbed(tmp_path, {"ranges": 1, "equalize": 0}, 0.0, equalize=biased("equalize", 0.01))
+    found = climbed(tmp_path, {"ranges": 9, "equalize": 0}, 0.0, equalize=biased("equalize", 0.01))
     assert (found.state, found.best.rung) == ("held", "equalize")
-    assert any("budget of 0" in note for note in found.notes)
     assert climbed(tmp_path, {"ranges": -1}, 0.0).state == "held"
-    assert climbed(tmp_path, {"ranges": 1}, 0.0).state == "missed"
+    missed = climbed(tmp_path, {"ranges": 1}, 0.0)
+    assert missed.state == "missed"
+    assert any("budget of 0" in note for note in missed.notes)
 
 
 def test_a_budget_that_no_rung_holds_keeps_and_names_the_best(tmp_path: Path) -> None:
@@ -121,19 +157,30 @@ def test_a_worse_rung_is_left_out_and_the_next_is_given_the_best(tmp_path: Path)
         return biased("bias", 0.02)(candidate, tools)
 
     found = climbed(tmp_path, {"ranges": 50, "equalize": 51, "bias": 9}, equalize=biased("equalize", 0.5), bias=bias)
-    assert names(found) == [("ranges", True), ("equalize", False), ("bias", True)]
+    assert names(found)[:3] == [("ranges", True), ("equalize", False), ("bias", True)]
     assert given["bias"] == ("ranges",)
     assert "0.10 points higher than with `ranges`" in found.rungs[1].why
 
 
-@pytest.mark.parametrize(("shift", "kept"), [(0.5, False), (1e-4, True)])
-def test_of_equal_drops_the_cleaner_outputs_win(tmp_path: Path, shift: float, kept: bool) -> None:
-    lost = {"ranges": 50, "equalize": 50, "bias": 50}
-    found = climbed(tmp_path, lost, equalize=biased("equalize", 0.1), bias=biased("bias", shift))
-    assert names(found)[:3] == [("ranges", True), ("equalize", False), ("bias", False)]  # calibrated is cleanest
+@pytest.mark.parametrize(
+    ("more", "shift", "kept", "why"),
+    [
+        (2, 1e-4, True, "dB, the drop 0.20 points higher"),  # within the bounds: noise, and the outputs are cleaner
+        (-2, 0.5, False, "no cleaner"),  # 0.2 points of luck do not buy dirtier outputs
+        (20, 1e-4, False, "a loss beyond chance"),
+        (-20, 0.5, True, "a gain beyond chance"),
+        (0, 0.5, False, "no cleaner"),
+        (0, 1e-4, True, "dB"),
+    ],
+)
+def test_within_the_paired_bounds_the_cleaner_outputs_win(
+    tmp_path: Path, more: int, shift: float, kept: bool, why: str
+) -> None:
+    """`equalize` is dirtier but surely better than `ranges`; `bias` loses `more` images of 1,000 than it."""
     rungs = {"equalize": biased("equalize", 0.1), "bias": biased("bias", shift)}
-    found = climbed(tmp_path, {"ranges": 51, "equalize": 50, "bias": 50}, **rungs)
+    found = climbed(tmp_path, {"ranges": 90, "equalize": 50, "bias": 50 + more}, **rungs)
     assert names(found)[:3] == [("ranges", True), ("equalize", True), ("bias", kept)]
+    assert why in found.rungs[2].why
 
 
 @pytest.mark.parametrize(("lost", "kept"), [(50, False), (49, True)])
@@ -198,17 +245,26 @@ def test_images_that_cannot_support_the_budget_are_told_before_the_climb(tmp_pat
     heard = Notes()
     order: list[int] = []
 
-    def equalize(candidate: Candidate, tools: Tools) -> Candidate:
+    def bias(candidate: Candidate, tools: Tools) -> Candidate:
         order.append(len(heard.notes))
         return candidate
 
+    tools = tools_of(tmp_path, {"ranges": 50}, 0.002, effort="fast")
     with progress.showing(heard):
-        found = climbed(tmp_path, {"ranges": 50}, 0.002, equalize=equalize)
-    said = next(i for i, note in enumerate(heard.notes) if "1,000 select images cannot support a budget" in note)
-    assert said < order[0]
+        found = climb(tools, placed(tools), load=loader(bias=bias))
+    assert any("1,000 select images cannot support a budget" in note for note in heard.notes[: order[0]])
     assert "0.2 points" in found.notes[0]
     assert "about 1,351" in found.notes[0]  # 1.645² (1 - 0.002) / 0.002
-    assert climbed(tmp_path, {"ranges": 0}, 0.002).notes == ()  # nothing is climbed, so nothing follows noise
+    assert climbed(tmp_path, {"ranges": 0}, 0.002).notes == ()  # the budget drives nothing, so nothing follows noise
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(False, ["ranges", "equalize"]), (True, list(get_args(RungName)))])
+def test_too_few_select_images_stop_a_default_climb(tmp_path: Path, asked: bool, tried: list[str]) -> None:
+    """A drop of 0.3 points on 1,000 images, budget 0.2: whether it is missed they cannot tell."""
+    tools = tools_of(tmp_path, {"ranges": 3}, 0.002, effort="fast", network=QAT_NETWORK)
+    found = climb(tools, placed(tools), asked=asked, load=loader())
+    assert [step.rung for step in found.rungs] == tried
+    assert any("recovery stops" in note for note in found.notes) is not asked
 
 
 def test_support_note_keeps_silent_where_images_are_enough() -> None:

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgecnn.quantize.candidate import Tools
 from edgecnn.quantize.coverage import macs
 from edgecnn.quantize.recover.quality import split
+from edgecnn.recipe import EffortName, RungName
 
 _ELEMENTWISE = 8  # a value quantized, dequantized or activated costs as many multiply-accumulates as this
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What an effort pays for.
+
+    Attributes:
+        rungs: climbed always, each kept by the outputs of held calibration images.
+        share: of the multiply-accumulates and images that a rung would like.
+        passes: what its rungs take, in passes of the float graph over the calibration images, roughly.
+    """
+
+    rungs: tuple[RungName, ...]
+    share: float
+    passes: float
+
+
+EFFORTS: dict[EffortName, Effort] = {
+    "fast": Effort(("equalize",), 0.25, 4.0),
+    "balanced": Effort(("equalize", "bias"), 0.5, 10.0),
+    "thorough": Effort(("equalize", "bias", "clip", "adaround"), 1.0, 90.0),
+}
+
+
+def share(tools: Tools) -> float:
+    """Of the full effort, what is asked."""
+    return EFFORTS[tools.effort].share
 
 
 def inference(tools: Tools) -> int:
@@ -24,7 +54,7 @@ def inference(tools: Tools) -> int:
 
 def affordable(tools: Tools, effort: float) -> int:
     """Inferences that `effort` multiply-accumulates pay for."""
-    return max(1, int(effort / inference(tools)))
+    return max(1, int(share(tools) * effort / inference(tools)))
 
 
 def some(tools: Tools, most: int) -> list[int]:

@@ -120,7 +120,10 @@ def _typed(
     chosen = feeder.sample(TYPED_IMAGES)
     feeds = list(feeder.feeds(chosen))
     names = [value.name or "" for value in graph.graph.outputs]
-    exact = list(run_each(open_session(runnable(given)), feeds))
+    try:
+        exact = list(run_each(open_session(runnable(given)), feeds))
+    except EdgeError:  # said before: onnxruntime can run only the canonical graph
+        exact = list(run_each(open_session(feeder.model), feeds))
     single = list(run_each(open_session(graph, simulate=True), feeds))
     measured = magnitudes(feeder.model, feeds, largest, shapes)
     found = checked(graph, measured, Reference(feeds, len(chosen), names, exact, single, clean_db))

@@ -16,12 +16,12 @@ import onnx_ir as ir
 
 from edgecnn import progress
 from edgecnn.quantize.blame import blamed
+from edgecnn.quantize.closeness import lost_db, picked, ratio
 from edgecnn.quantize.magnitudes import Magnitudes
 from edgecnn.quantize.placement import LAYERS
 from edgecnn.quantize.rounded import rounded
 from edgecnn.quantize.sessions import Feeds, open_session, run_each
 from edgecnn.quantize.typed import typed
-from edgecnn.stats import Sqnr, powers, sqnr
 
 IMAGES = 8
 ACCUMULATION = "FP32"  # inside an operator; its result is rounded to FP16
@@ -42,7 +42,7 @@ class OutputError:
     median_db: float
     fp32_sqnr_db: float  # the same graph in FP32
     fp32_median_db: float
-    lost_db: float  # how much FP16 costs; what is clean costs nothing
+    lost_db: float  # how much FP16 costs, as `closeness` counts it; what is clean costs nothing
 
 
 @dataclass(frozen=True)
@@ -121,21 +121,15 @@ def _evaluated(model: ir.Model, measured: Magnitudes, also: dict[str, str], refe
     graph, islands = typed(model, measured, also)
     session = open_session(rounded(graph), simulate=True)
     answers = list(progress.track(run_each(session, reference.feeds), "typed file in FP16", len(reference.feeds)))
-    return TypedFile(graph, islands, tuple(_errors(reference, answers)), reference.images)
+    return TypedFile(graph, islands, tuple(_errors(model, reference, answers)), reference.images)
 
 
-def _errors(reference: Reference, answers: list[list[np.ndarray]]) -> Iterator[OutputError]:
+def _errors(model: ir.Model, reference: Reference, answers: list[list[np.ndarray]]) -> Iterator[OutputError]:
+    behind = picked(model.graph)
     for number, name in enumerate(reference.names):
-        exact = [each[number] for each in reference.given]
+        exact, fp32, half = ([each[number] for each in of] for of in (reference.given, reference.fp32, answers))
         if all(isinstance(values, np.ndarray) and values.dtype.kind in "fiub" for values in exact):
-            half = _sqnr(exact, [each[number] for each in answers])
-            single = _sqnr(exact, [each[number] for each in reference.fp32])
-            pairs = ((single.pooled, half.pooled), (single.median, half.median))
-            lost = max(0.0, *(min(before, reference.clean_db) - after for before, after in pairs))
-            yield OutputError(name, half.pooled, half.median, single.pooled, single.median, lost)
-
-
-def _sqnr(exact: list[np.ndarray], found: list[np.ndarray]) -> Sqnr:
-    """Of one output, image by image; indices count as the numbers that they are."""
-    pairs = [powers(want[None].astype(np.float64), got[None]) for want, got in zip(exact, found, strict=True)]
-    return sqnr([float(signal[0]) for signal, _ in pairs], [float(noise[0]) for _, noise in pairs])
+            order = behind.get(name)
+            lost = lost_db(exact, fp32, half, order, reference.clean_db)
+            before, after = (ratio(exact, found, order=bool(order)) for found in (fp32, half))
+            yield OutputError(name, after.pooled, after.median, before.pooled, before.median, lost)

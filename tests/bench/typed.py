@@ -145,11 +145,11 @@ def _ultralytics(name: str, path: Path, side: int) -> None:
     more = {"data_kpt_shape": (17, 3), "nc": 1} if "pose" in name else {"nc": 80}
     net = getattr(tasks, kind)(yaml, verbose=False, **more)
     net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
-    net.eval().fuse(verbose=False)
     head = net.model[-1]
     head.export, head.format, head.dynamic = True, "onnx", False
-    if hasattr(head, "end2end") and not end2end:
-        head.end2end = False
+    if hasattr(head, "end2end"):
+        head.end2end = end2end
+    net.eval().fuse(verbose=False)
     net(torch.zeros(1, 3, side, side))
     torch.onnx.export(net, (torch.zeros(1, 3, side, side),), str(path), opset_version=17, input_names=["images"],
                       dynamo=False)  # fmt: skip

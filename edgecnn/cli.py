@@ -8,19 +8,24 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from edgecnn import __version__
 from edgecnn.cli_bench import bench
 from edgecnn.cli_border import run
 from edgecnn.cli_devices import devices
 from edgecnn.cli_options import (
     AsJson,
+    DeviceGiven,
     Hosts,
     InputText,
     Links,
     LockClocks,
     PowerMode,
+    Quiet,
     Sets,
     Strict,
     boards_of,
+    complete_device,
+    complete_recipe,
     timing_sets,
 )
 from edgecnn.cli_options import print_result as _print
@@ -31,14 +36,37 @@ from edgecnn.recipe import EffortName
 
 app = typer.Typer(
     name="edgecnn", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Turn a CNN, a dataset and the name of a device into an INT8 model proved on that device.",
     epilog="Exit codes: 0 pass, 1 a budget failed or a regression, 2 bad input, 3 incomplete or not enough evidence,"
     " 70 a fault of edgecnn itself, 130 Ctrl-C.",
 )  # fmt: skip
 app.add_typer(devices, name="devices")
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packed recipe.")]
-DeviceName = Annotated[str | None, typer.Option("--device", help="Replace the recipe's device.")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file, or the name of a packed recipe.", autocompletion=complete_recipe
+    ),
+]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", help="Replace the recipe's device.", autocompletion=complete_device)
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"edgecnn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -51,12 +79,12 @@ def build(
     trust_weights: Annotated[
         bool, typer.Option("--trust-weights", help="Load .pt files that hold more than tensors. They can run code.")
     ] = False,
-    strict: Strict = False, as_json: AsJson = False,
+    strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Take a recipe from labelled images to a verdict on its device."""
     from edgecnn.commands import build_recipe
 
-    with _shown(as_json):
+    with _shown(as_json, quiet):
         result = build_recipe(
             recipe, device=device, boards=boards_of(host, link),
             sets=[*set_, *timing_sets(power_mode, lock_clocks)], until=until, out=out, remeasure=remeasure,
@@ -149,7 +177,7 @@ def check(
     no_model: Annotated[bool, typer.Option("--no-model", help="With --update: leave the ONNX files out.")] = False,
     max_regression: Annotated[float, typer.Option(help="Tolerated accuracy drop against the baseline.")] = 0.0025,
     host: Hosts = [], link: Links = [], power_mode: PowerMode = None, lock_clocks: LockClocks = False,  # noqa: B006
-    strict: Strict = False, as_json: AsJson = False,
+    strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Compare a run with a stored baseline: a regression exits 1. For CI."""
     from edgecnn.commands import check_run, resolve_run
@@ -161,7 +189,7 @@ def check(
         write_baseline(folder, baseline, model=not no_model)
         _print(as_json, {"baseline": str(baseline)}, f"wrote {baseline}")
         return
-    with _shown(as_json):
+    with _shown(as_json, quiet):
         report = check_run(
             folder, baseline, max_regression=max_regression, boards=boards_of(host, link),
             sets=timing_sets(power_mode, lock_clocks),
@@ -205,7 +233,7 @@ def quantize(
     data: Annotated[
         Path, typer.Option(help="Images: folder, label table, .npz; a detector's data.yaml; arrays: .npz by input.")
     ],
-    device: Annotated[str, typer.Option(help="A name from `edgecnn devices list`, or a device file.")],
+    device: DeviceGiven,
     images: Annotated[int, typer.Option(min=1, help="How many calibration images.")] = 256,
     ranges: Annotated[str, typer.Option(help="auto, minmax, percentile, entropy or mse.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("quantized"),
@@ -223,12 +251,12 @@ def quantize(
     decode: Annotated[
         str, typer.Option(help="A detector's output: yolox, yolox-pixels or yolov8; else found by its shape.")
     ] = "",
-    strict: Strict = False, as_json: AsJson = False,
+    strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Quantize any ONNX file to INT8 for a device. Only learned rungs need torch (--effort thorough)."""
     from edgecnn.commands import quantize_file
 
-    with _shown(as_json):
+    with _shown(as_json, quiet):
         summary = quantize_file(
             model, data=data, device=device, images=images, ranges=ranges, out=out, preprocessing=input_,
             keep_float=tuple(keep_float), max_accuracy_drop=max_accuracy_drop, recover=recover, effort=effort,

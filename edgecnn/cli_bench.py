@@ -9,10 +9,12 @@ import typer
 
 from edgecnn.cli_options import (
     AsJson,
+    DeviceGiven,
     Hosts,
     Links,
     LockClocks,
     PowerMode,
+    Quiet,
     Sets,
     boards_of,
     print_result,
@@ -26,18 +28,19 @@ def bench(
     baseline: Annotated[
         Path | None, typer.Option(help="Another model or engine, timed alternately with the first.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to time.")] = "cpu-x86",
+    device: DeviceGiven = "cpu-x86",
     host: Hosts = [],  # noqa: B006  # typer reads it
     link: Links = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
     power_mode: PowerMode = None,
     lock_clocks: LockClocks = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Time a model or engine on a device, here or over SSH; with --baseline, as interleaved pairs."""
     from edgecnn.commands import bench_files
 
-    with shown(as_json):
+    with shown(as_json, quiet):
         document, text = bench_files(
             model, baseline, device=device, boards=boards_of(host, link),
             sets=[*set_, *timing_sets(power_mode, lock_clocks)],

@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
-from edgecnn.cli_options import AsJson, Hosts, Links, boards_of, print_result, shown
+from edgecnn.cli_options import AsJson, Hosts, Links, boards_of, complete_device, print_result, shown
 from edgecnn.errors import EdgeError
 
 devices = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The device files that edgecnn knows, and boards over SSH."
 )
+
+DeviceFile = Annotated[
+    str, typer.Argument(metavar="NAME", help="A packed device, or a device file.", autocompletion=complete_device)
+]
 
 
 @devices.command("list")
@@ -32,7 +36,7 @@ def devices_list(as_json: AsJson = False) -> None:
 
 
 @devices.command("show")
-def devices_show(name: str, as_json: AsJson = False) -> None:
+def devices_show(name: DeviceFile, as_json: AsJson = False) -> None:
     """Print one device file with every default."""
     from edgecnn.recipe_file import load_device
     from edgecnn.yaml_file import dump_yaml

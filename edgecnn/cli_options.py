@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,14 @@ InputText = Annotated[
 Sets = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.epochs=3. Repeatable.")
 ]
+DeviceGiven = Annotated[
+    str,
+    typer.Option(
+        "--device", help="A name from `edgecnn devices list`, or a device file.",
+        autocompletion=lambda incomplete: complete_device(incomplete),
+    ),
+]  # fmt: skip
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress on stderr.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Not enough evidence counts as failure (exit 1).")]
 Hosts = Annotated[
     list[str],
@@ -40,6 +49,23 @@ PowerMode = Annotated[
 LockClocks = Annotated[
     bool, typer.Option("--lock-clocks", help="Lock the board's clocks (jetson_clocks) while it is timed; restored.")
 ]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Packed recipes and YAML files that begin so, for the shell."""
+    return _complete("recipes", incomplete)
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Packed devices and YAML files that begin so, for the shell."""
+    return _complete("devices", incomplete)
+
+
+def _complete(kind: str, incomplete: str) -> list[str]:
+    from edgecnn.recipe_file import packed
+
+    names = [name for name in packed(kind) if name.startswith(incomplete)]
+    return [*names, *sorted(glob.glob(f"{glob.escape(incomplete)}*.yaml"))]
 
 
 def boards_of(hosts: list[str], links: list[str]) -> Boards:
@@ -65,13 +91,13 @@ def print_result(as_json: bool, document: object, text: str) -> None:
 
 
 @contextmanager
-def shown(as_json: bool) -> Iterator[None]:
-    """Progress on stderr: bars on a terminal, plain lines elsewhere and with --json."""
+def shown(as_json: bool, quiet: bool = False) -> Iterator[None]:
+    """Progress on stderr: bars on a terminal, plain lines elsewhere and with --json; none where `quiet`."""
     from edgecnn import progress
 
     bars = sys.stderr.isatty() and sys.stdout.isatty() and not as_json
     try:
-        with progress.showing(progress.Bars() if bars else progress.Plain()):
+        with progress.showing(progress.current() if quiet else progress.Bars() if bars else progress.Plain()):
             yield
     except KeyboardInterrupt as interrupt:
         raise Interrupted from interrupt

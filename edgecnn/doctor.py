@@ -19,7 +19,7 @@ from edgecnn.backends.gpu import Gpu, list_gpus
 from edgecnn.device import DeviceProfile
 from edgecnn.disk import cache_root
 from edgecnn.target import is_device
-from edgecnn.versions import installed_version
+from edgecnn.versions import install_command, installed_version
 
 State = Literal["ok", "missing", "warn"]
 EXTRAS = {
@@ -120,7 +120,7 @@ def _libraries(here: Here) -> Iterator[Finding]:
                 present.append(f"{name} {version}")
         topic = f"extra `{extra}`" if extra else "core libraries"
         purpose = f" ({EXTRAS[extra]})" if extra else ""
-        fix = f"pip install 'edgecnn[{extra}]'" if extra else "pip install --upgrade edgecnn"
+        fix = install_command(extra) if extra else "pip install --upgrade edgecnn"
         if not wrong:
             yield Finding(topic, "ok", ", ".join(present) + purpose)
         elif extra == "tensorrt" and here.is_jetson:

@@ -15,6 +15,7 @@ from edgecnn.errors import EdgeError
 from edgecnn.hosts import HERE, Boards
 from edgecnn.recipe import ModelSpec, QuantizeSpec, Recipe, TrainSpec
 from edgecnn.recipe_file import load_device
+from edgecnn.versions import install_command
 
 if TYPE_CHECKING:
     from edgecnn.store import Artifact, Decision
@@ -57,7 +58,7 @@ def needs(recipe: Recipe, profile: DeviceProfile, boards: Boards = HERE) -> list
         found += [Need(*need) for need in families.missing(model)]
     for name in ("torch", "safetensors", "onnxscript"):
         if importlib.util.find_spec(name) is None:
-            found.append(Need(f"the Python package `{name}`", "this environment", "pip install 'edgecnn[train]'"))
+            found.append(Need(f"the Python package `{name}`", "this environment", install_command("train")))
     return [*dict.fromkeys([*found, *_wanted(recipe, profile, models, boards)])]
 
 

@@ -10,9 +10,12 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgecnn.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -87,16 +90,22 @@ class _PlainTask:
 class Bars:
     """rich progress bars on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.table import Column
 
+        # Words share what the numbers leave of the line: those are never cut.
+        name, text = (Column(no_wrap=True, overflow="ellipsis", ratio=1) for _ in range(2))
+        amount, elapsed, rest = (Column(no_wrap=True) for _ in range(3))
         columns = (
-            TextColumn("{task.description:<16}", markup=False), BarColumn(), TextColumn("{task.fields[amount]:>12}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=name), BarColumn(bar_width=16),
+            TextColumn("{task.fields[amount]}", table_column=amount, justify="right"),
+            TimeElapsedColumn(table_column=elapsed), TimeRemainingColumn(table_column=rest),
+            TextColumn("{task.fields[text]}", markup=False, table_column=text),
         )  # fmt: skip
-        self.console = Console(stderr=True)
-        self.rich = Progress(*columns, console=self.console, transient=True)
+        self.console = console or Console(stderr=True)
+        self.rich = Progress(*columns, console=self.console, transient=True, expand=True)
         self.open = 0
 
     @contextmanager

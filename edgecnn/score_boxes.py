@@ -21,6 +21,7 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.recipe import ScoreSpec
 from edgecnn.score import answered_batches
+from edgecnn.versions import install_command
 
 if TYPE_CHECKING:
     from edgecnn.backends import Runner
@@ -141,7 +142,7 @@ def coco_figures(found: Detections, truth: Boxes, classes: tuple[str, ...], metr
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ModuleNotFoundError as error:
-        raise EdgeError("scoring a detector needs faster-coco-eval", "pip install 'edgecnn[yolo]'") from error
+        raise EdgeError("scoring a detector needs faster-coco-eval", install_command("yolo")) from error
     if not len(found.scores) or not len(truth.classes):
         return CocoFigures(0.0, 0.0, dict.fromkeys(classes), dict.fromkeys(("small", "medium", "large")))
     with contextlib.redirect_stdout(io.StringIO()):  # it prints tables

@@ -15,6 +15,7 @@ from edgecnn.quantize import check_onnx
 from edgecnn.recipe import QuantizeSpec, RangeMethod
 from edgecnn.recipe_file import load_device, nearest_hint
 from edgecnn.target import connect
+from edgecnn.versions import install_command
 
 if TYPE_CHECKING:
     from edgecnn.quantize.sensitivity import Row, Sensitivity
@@ -69,7 +70,7 @@ def measure_file(
         save_plot(written[1], found, f"{model.name} for {profile.name}")
         note = ""
     else:
-        note = "no plot: it needs matplotlib, pip install 'edgecnn[report]'"
+        note = f"no plot: it needs matplotlib, {install_command('report')}"
     return document, "\n".join([table(found), *([note] if note else []), *(f"wrote {path}" for path in written)])
 
 

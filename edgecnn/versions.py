@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,14 @@ def installed_version(library: str) -> str:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return "absent"
+
+
+def install_command(extras: str) -> str:
+    """The command that adds extras, as `train,yolo`, to what runs here: this checkout, or the installed package."""
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{checkout}[{extras}]')}"
+    return f"pip install 'edgecnn[{extras}]'"
 
 
 def code_version() -> str:

@@ -12,6 +12,7 @@ from edgecnn.backends.cpu import Cpu
 from edgecnn.backends.gpu import Gpu
 from edgecnn.doctor import Finding, Here, examine
 from edgecnn.recipe_file import load_device
+from edgecnn.versions import install_command
 
 REQUIREMENTS = (
     "numpy>=1.26", "onnx>=1.17", "torch>=2.6; extra == 'train'", "timm>=1.0.12; extra == \"train\"",
@@ -48,7 +49,7 @@ def test_nothing_but_the_core(tmp_path: Path) -> None:
     assert found["core libraries"].state == "ok"
     assert "numpy 2.4.6" in found["core libraries"].detail
     assert found["extra `train`"].state == "missing"
-    assert found["extra `train`"].fix == "pip install 'edgecnn[train]'"
+    assert found["extra `train`"].fix == install_command("train")
     assert found["extra `tensorrt`"].state == "ok"  # no GPU: not needed
     assert "extra `dev`" not in found
     assert found["gpu"].detail.startswith("no NVIDIA GPU")
@@ -57,7 +58,7 @@ def test_nothing_but_the_core(tmp_path: Path) -> None:
     assert found["device cpu-arm64"].detail == "simulate only: this machine is x86_64"
     for name in ("rtx-4060", "jetson-orin-nano"):
         assert found[f"device {name}"].state == "missing"
-        assert found[f"device {name}"].fix == "pip install 'edgecnn[rtx]'"
+        assert found[f"device {name}"].fix == install_command("rtx")
 
 
 def test_with_tensorrt_for_rtx_and_no_gpu(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_the_gpu_is_here(tmp_path: Path) -> None:
 def test_openvino_here_absent_and_on_another_architecture(tmp_path: Path) -> None:
     absent = findings(machine(tmp_path, CORE), "cpu-x86-openvino")["device cpu-x86-openvino"]
     assert (absent.state, absent.detail) == ("missing", "simulate only: OpenVINO is not installed")
-    assert absent.fix == "pip install 'edgecnn[openvino]'"
+    assert absent.fix == install_command("openvino")
     here = findings(machine(tmp_path, CORE | {"openvino": "2026.4.1"}), "cpu-x86-openvino")["device cpu-x86-openvino"]
     assert (here.state, here.detail) == ("ok", "run here: build, score, time (OpenVINO 2026.4.1)")
     arm = findings(machine(tmp_path, CORE, architecture="aarch64"), "cpu-x86-openvino")["device cpu-x86-openvino"]

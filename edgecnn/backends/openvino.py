@@ -14,16 +14,15 @@ from typing import Any
 
 from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.errors import EdgeError
+from edgecnn.versions import install_command, installed_version
 
-INSTALL = "pip install 'edgecnn[openvino]'"
+INSTALL = install_command("openvino")
 _COMPILED = 2  # input shapes kept compiled: scoring has two, a full batch and the last one
 _Shapes = tuple[tuple[int, ...], ...]
 
 
 def installed() -> str | None:
     """The installed version, as `2026.4.1`, or None. Reads package metadata only."""
-    from edgecnn.versions import installed_version
-
     version = installed_version("openvino")
     return None if version == "absent" else version
 

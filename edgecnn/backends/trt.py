@@ -17,13 +17,14 @@ from typing import Any, Literal, cast
 from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.backends.cuda_events import Stopwatch
 from edgecnn.errors import EdgeError
+from edgecnn.versions import install_command, installed_version
 
 Name = Literal["tensorrt", "tensorrt-rtx"]
 MAX_BATCH = 64
 TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 INSTALL: dict[Name, str] = {
-    "tensorrt": "pip install 'edgecnn[tensorrt]'; on a Jetson use the board's own: apt install python3-libnvinfer",
-    "tensorrt-rtx": "pip install 'edgecnn[rtx]'",
+    "tensorrt": f"{install_command('tensorrt')}; on a Jetson use the board's own: apt install python3-libnvinfer",
+    "tensorrt-rtx": install_command("rtx"),
 }
 # The same module comes in packages for several CUDA versions.
 PACKAGES: dict[Name, tuple[str, ...]] = {
@@ -34,8 +35,6 @@ PACKAGES: dict[Name, tuple[str, ...]] = {
 
 def installed(name: Name) -> str | None:
     """The installed version, as `1.7.1.116`, or None. Reads package metadata only."""
-    from edgecnn.versions import installed_version
-
     if importlib.util.find_spec(name.replace("-", "_")) is None:
         return None
     versions = (installed_version(package) for package in PACKAGES[name])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgecnn.disk import user_path
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import FamilyName, ModelSpec
+from edgecnn.versions import install_command
 
 if TYPE_CHECKING:
     from edgecnn.quantize.candidate import Network
@@ -88,7 +89,7 @@ def load_family(name: FamilyName) -> Family:
     except ModuleNotFoundError as error:
         raise EdgeError(
             f"`family: {name}` needs `{error.name}`, which is not installed",
-            f"pip install 'edgecnn[{'train,yolo' if name == 'ultralytics' else 'train'}]'",
+            install_command("train,yolo" if name == "ultralytics" else "train"),
         ) from error
 
 
@@ -125,9 +126,7 @@ def missing(model: ModelSpec) -> list[tuple[str, str, str]]:
     for library in libraries:
         if find_spec(library) is None:
             extras = "train,yolo" if library == "ultralytics" else "train"
-            found.append(
-                (f"`{library}` is not installed", f"{model.section}.family", f"pip install 'edgecnn[{extras}]'")
-            )
+            found.append((f"`{library}` is not installed", f"{model.section}.family", install_command(extras)))
     if isinstance(model.weights, Path) and not model.weights.is_file():
         found.append((f"weights `{model.weights}` do not exist", f"{model.section}.weights", "correct the path"))
     return found

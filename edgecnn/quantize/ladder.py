@@ -31,7 +31,7 @@ from edgecnn.quantize.recover.effort import EFFORTS
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.steps import State, Step, better, expected_speed, restored, state_of, support_note
 from edgecnn.recipe import RungName
-from edgecnn.versions import code_version, installed_version
+from edgecnn.versions import code_version, install_command, installed_version
 
 Rung = Callable[[Candidate, Tools], Candidate]
 RUNGS: tuple[RungName, ...] = get_args(RungName)
@@ -209,7 +209,7 @@ class _Climber:
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("edgecnn"):
                 raise
-            why = f"needs `{error.name}`, which is not installed: pip install 'edgecnn[train]'"
+            why = f"needs `{error.name}`, which is not installed: {install_command('train')}"
         except EdgeError as error:
             if is_full(error, self.tools.folder):
                 raise

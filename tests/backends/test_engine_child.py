@@ -11,6 +11,7 @@ from golden_graphs import colours
 from edgecnn.backends import rtx_gpus, trt
 from edgecnn.child import run_child
 from edgecnn.errors import EdgeError
+from edgecnn.versions import install_command
 
 CHILD = "edgecnn.backends.child"
 needs_rtx = pytest.mark.skipif(trt.installed("tensorrt-rtx") is None, reason="TensorRT for RTX is not installed")
@@ -35,7 +36,7 @@ def test_a_backend_that_is_not_installed_says_how_to_get_it(tmp_path: Path) -> N
     job = {"do": "parse", "backend": "tensorrt", "model": str(colours(tmp_path / "m.onnx"))}
     with pytest.raises(EdgeError, match="TensorRT is not usable here") as caught:
         run_child(CHILD, job, tmp_path / "log")
-    assert "edgecnn[tensorrt]" in caught.value.hint
+    assert install_command("tensorrt") in caught.value.hint
 
 
 @needs_rtx

@@ -23,6 +23,7 @@ from edgecnn.quantize.weights import weight_limit
 pytest.importorskip("torch")
 from edgecnn.quantize.learned.adaround import NAME, Settings, adaround
 from edgecnn.quantize.learned.blocks import cut
+from edgecnn.versions import install_command
 
 FOUR_BITS = TENSORRT.model_copy(update={"weight_bits": 4})
 SHORT = Settings(iterations=120, work=2e9, largest_batch=16)
@@ -166,7 +167,7 @@ def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "torch", None)
     same = adaround(candidate, tools)
     assert same.rungs == ()
-    assert "pip install 'edgecnn[train]'" in same.notes[-1]
+    assert install_command("train") in same.notes[-1]
 
 
 def test_noise_splits_into_weights_and_activations(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from edgecnn.quantize.rewrite import Overrides
 from edgecnn.quantize.steps import expected_speed, state_of, support_note
 from edgecnn.quantize.weights import IntegerWeight
 from edgecnn.recipe import EffortName, RungName
+from edgecnn.versions import install_command
 
 QAT_NETWORK = Network(None, None, None, Path("data"), Path("train"), None)  # type: ignore[arg-type]  # only that there is one
 
@@ -215,7 +216,7 @@ def test_a_rung_that_fails_is_left_out_and_told(tmp_path: Path) -> None:
     )
     why = {step.rung: step.why for step in found.rungs}
     assert why["equalize"] == "failed: the graph has a loop"
-    assert "needs `torch`, which is not installed: pip install 'edgecnn[train]'" in why["adaround"]
+    assert f"needs `torch`, which is not installed: {install_command('train')}" in why["adaround"]
     assert why["qat"] == "there is no torch model behind this ONNX file"
     assert found.best.rung == "bias"
 

@@ -20,6 +20,7 @@ from edgecnn.quantize.sensitivity import Sensitivity, saturation, sensitivity
 from edgecnn.recipe import QuantizeSpec
 from edgecnn.recipe_file import load_device
 from edgecnn.sensitivity import measure_file, table
+from edgecnn.versions import install_command
 
 IMAGES = 120
 SCHEMES = pytest.mark.parametrize("scheme", [TENSORRT, CPU], ids=["tensorrt", "cpu"])
@@ -194,7 +195,7 @@ def test_without_matplotlib_it_says_how_to_get_the_plot(desk: Desk) -> None:
     done = desk("sensitivity", "good.onnx", "--data", "ok", "--device", "cpu-x86", "--images", "8", "--out", "plain",
                 PYTHONPATH=str(blocked))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "no plot: it needs matplotlib, pip install 'edgecnn[report]'" in done.stdout
+    assert f"no plot: it needs matplotlib, {install_command('report')}" in done.stdout
     assert "conv (Conv)" in done.stdout
     assert sorted(path.name for path in (desk.folder / "plain").iterdir()) == ["sensitivity.json"]
 

@@ -26,6 +26,7 @@ from edgecnn.quantize.noise_split import integer_weights, sqnr_of
 from edgecnn.quantize.placement import Graph
 from edgecnn.quantize.rewrite import Overrides
 from edgecnn.quantize.weights import IntegerWeight
+from edgecnn.versions import install_command
 
 if TYPE_CHECKING:
     from edgecnn.quantize.learned.blocks import Block
@@ -64,7 +65,7 @@ def adaround(candidate: Candidate, tools: Tools, settings: Settings | None = Non
     only if the SQNR of the model's outputs rises on them.
     """
     if importlib.util.find_spec("torch") is None:
-        return _unchanged(candidate, "adaround needs torch: pip install 'edgecnn[train]'")
+        return _unchanged(candidate, f"adaround needs torch: {install_command('train')}")
     given = settings or Settings()
     if tools.feeder.count < 2 * tools.feeder.batch:
         return _unchanged(candidate, "adaround needs at least two calibration images")

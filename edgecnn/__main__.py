@@ -1,15 +1,9 @@
 """`python -m edgecnn`."""
 
-import sys
+from edgecnn.start import leave_out_working_directory
 
-if not getattr(
-    sys.flags, "safe_path", False
-):  # Python put the working directory first: a `torch.py` there is the user's
-    del sys.path[0]
-    home = __file__.rpartition("/edgecnn/")[0]
-    if home not in sys.path:  # run from a checkout that is not installed
-        sys.path.append(home)
+leave_out_working_directory()
 
-from edgecnn.cli import main
+from edgecnn.cli import main  # noqa: E402
 
 main()

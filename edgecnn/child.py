@@ -25,6 +25,7 @@ from typing import Any
 from edgecnn import progress
 from edgecnn.disk import is_full
 from edgecnn.errors import EdgeError, InternalError
+from edgecnn.start import command_of
 
 Json = dict[str, Any]
 
@@ -38,7 +39,7 @@ def run_child(
         module: dotted name of a module whose `__main__` part calls `serve`.
         job: JSON-ready parameters; paths as text.
         log: file that takes the child's stderr; its last lines go into the error.
-        prefix: command before the module, such as `torchrun --nproc-per-node 4`; default `module_command`.
+        prefix: command before the module, such as `torchrun --nproc-per-node 4`; default `start.command_of`.
         env: variables added to the child's environment.
 
     Raises:
@@ -48,12 +49,13 @@ def run_child(
     """
     job_file = log.with_suffix(".job.json")
     job_file.write_text(json.dumps(job))
-    command = [*((*prefix, module) if prefix else module_command(module)), str(job_file)]
+    command = [*((*prefix, module) if prefix else command_of(module)), str(job_file)]
     inherited = tuple(_shared_locks)
     with log.open("wb") as stderr:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, pass_fds=inherited,
-            env={**os.environ, **(env or {})},
+            # torch makes a folder for compiled kernels among the temporary ones: here it goes with the job.
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(log.with_suffix(".torch").absolute()), **(env or {})},
         )  # fmt: skip
         try:
             answer = _follow(child)
@@ -78,18 +80,6 @@ def run_child(
     if code >= 0:
         raise InternalError(f"`{module}` ended with code {code} and no result", _tail(log))
     raise EdgeError(_ending(module, code), f"the end of its log:\n{_tail(log)}")
-
-
-def module_command(module: str) -> list[str]:
-    """This Python running a module as -m does, without the working directory: a `torch.py` there is the user's own."""
-    home = str(Path(__file__).resolve().parents[1])
-    start = (
-        "import sys\n"
-        "if not getattr(sys.flags, 'safe_path', False): del sys.path[0]\n"
-        f"if {home!r} not in sys.path: sys.path.append({home!r})\n"
-        f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
-    )
-    return [sys.executable, "-c", start]
 
 
 # Locks that a child must hold too: if this process is killed, nobody takes the stage while the child still writes.

@@ -139,10 +139,13 @@ def plan(
 def show(recipe: RecipeName, device: DeviceName = None, set_: Sets = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Print the recipe with every default resolved."""
     from edgecnn.recipe_file import load_recipe
+    from edgecnn.sections import AUTO
     from edgecnn.yaml_file import dump_yaml
 
-    document = load_recipe(recipe, set_, device).model_dump(mode="json")
-    _print(as_json, document, dump_yaml(document).rstrip())
+    loaded = load_recipe(recipe, set_, device)
+    document = loaded.model_dump(mode="json")
+    text = dump_yaml(document).rstrip()
+    _print(as_json, document, f"{text}\n# {AUTO}" if loaded.train.lr is None else text)
 
 
 @app.command()

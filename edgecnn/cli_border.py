@@ -15,11 +15,24 @@ from typing import NoReturn
 
 from edgecnn.disk import DENIED, FULL, as_edge_error, cache_root, full_disk
 from edgecnn.errors import EdgeError, InternalError, printable
+from edgecnn.start import leave_out_working_directory
 
 REFUSED, INTERNAL, INTERRUPTED, PIPE_CLOSED = 2, 70, 130, 141
 _KEPT_TRACEBACKS = 20
 # What a system says to a name that no file can have here: never a mistake of ours, which makes names of its own.
 _NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ)
+
+# How launchers tell a process how many of it they started, and what they are called.
+LAUNCHERS = (
+    ("WORLD_SIZE", "torchrun or its like"),
+    ("OMPI_COMM_WORLD_SIZE", "mpirun"),
+    ("PMI_SIZE", "mpiexec"),
+    ("MV2_COMM_WORLD_SIZE", "mpirun"),
+    ("HOROVOD_SIZE", "horovodrun"),
+    ("JSM_NAMESPACE_SIZE", "jsrun"),
+    ("SLURM_STEP_NUM_TASKS", "srun"),
+    ("SLURM_NTASKS", "Slurm"),
+)
 
 
 class Interrupted(BaseException):
@@ -32,6 +45,7 @@ def run(command: Callable[[], object]) -> NoReturn:
     Exit codes: the command's own; 2 for an EdgeError, 70 for an exception that nobody foresaw, 130 for Ctrl-C, 141 for
     a reader of stdout that went away.
     """
+    leave_out_working_directory()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files may hold what no encoding knows
@@ -41,6 +55,7 @@ def run(command: Callable[[], object]) -> NoReturn:
 def _code(command: Callable[[], object]) -> int:
     try:
         _require_working_directory()
+        _require_one_process()
         try:
             command()
         finally:
@@ -79,6 +94,24 @@ def _require_working_directory() -> None:
         raise EdgeError(
             f"the working directory is not there any more: {error.strerror}", "change into another one: cd ~"
         ) from error
+
+
+def _require_one_process() -> None:
+    """Refuse to be one of several processes: each would build everything, and wait for the others' stages.
+
+    Raises:
+        EdgeError: a launcher started more than one; it is named.
+    """
+    for variable, launcher in LAUNCHERS:
+        told = os.environ.get(variable, "").strip()
+        if variable == "SLURM_NTASKS" and ("SLURM_STEP_NUM_TASKS" in os.environ or "SLURM_PROCID" not in os.environ):
+            continue  # the tasks of an allocation, in which this command may well be started once
+        if told not in ("", "0", "1"):
+            raise EdgeError(
+                f"edgecnn was started as one of {told} processes by {launcher} ({variable}={told})",
+                "edgecnn is one process, which starts its own children, and trains on one GPU: start it once, "
+                f"`edgecnn build RECIPE`; within a job of several, `env -u {variable} edgecnn …` on one of them",
+            )
 
 
 def _ended(end: SystemExit) -> int:

@@ -22,6 +22,7 @@ from edgecnn.sections import (
     TeacherSpec,
     Threads,
     TrainSpec,
+    detector_defaults,
 )
 from edgecnn.spec import FILE_NAME, Spec
 
@@ -74,6 +75,8 @@ class QatSpec(TrainSpec):
     """
 
     section: ClassVar[str] = "quantize.qat"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer."""
     epochs: PositiveInt = 5
     """Passes over the training images."""
     lr: PositiveFloat = 0.001
@@ -254,6 +257,14 @@ class Recipe(Spec):
     budgets: Budgets = Budgets()
     """What the verdict promises."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _detector(cls, values: object) -> object:
+        model = values.get("model") if isinstance(values, dict) else None
+        if isinstance(values, dict) and isinstance(model, dict) and model.get("family") == "ultralytics":
+            return {**values, "train": detector_defaults(values.get("train", {}))}
+        return values
+
     @model_validator(mode="after")
     def _task_agrees(self) -> Recipe:
         detect = self.task == "detect"
@@ -269,6 +280,11 @@ class Recipe(Spec):
                     f"`task: {self.task}` does not go with `{section}.family: {model.family}`; detectors are of "
                     "`family: ultralytics`"
                 )
+        for section, train in (("train", self.train), ("teacher.train", self.teacher and self.teacher.train)):
+            if train and not detect and (train.optimizer == "auto" or train.lr is None):
+                raise ValueError(f"`{section}` of a classifier has no `auto`: name `optimizer` and `lr`")
+            if train and train.optimizer == "auto" and train.lr is not None:
+                raise ValueError(f"`{section}.optimizer: auto` chooses `lr` too: leave it out, or name an optimizer")
         if (self.score.metric in DETECTION_METRICS) != detect:
             fitting = "map50_95 or map50" if detect else "top1 or top5"
             raise ValueError(f"`score.metric: {self.score.metric}` is not for `task: {self.task}`; write {fitting}")

@@ -185,3 +185,31 @@ def test_a_home_that_nobody_has() -> None:
     done = program("show", "~no-such-user/recipe.yaml")
     assert done.returncode == 2
     assert "there is no home folder for `~no-such-user`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "refused"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1"}, True),
+        ({"WORLD_SIZE": "two"}, True),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+        ({"PMI_SIZE": "2"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, True),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, True),
+        ({"SLURM_NTASKS": "8"}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, False),
+    ],
+)
+def test_one_of_several_processes_is_refused(
+    environment: dict[str, str], refused: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable, _ in cli_border.LAUNCHERS:
+        monkeypatch.delenv(variable, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ran: list[int] = []
+    assert ended(lambda: ran.append(1)) == (2 if refused else 0)
+    assert bool(ran) != refused
+    told = capsys.readouterr().err
+    assert not refused or ("start it once" in told and next(iter(environment)) in told)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from dots import write_dots
+from PIL import Image
 
 from edgecnn.io_contract import read_contract
 
@@ -35,24 +36,104 @@ budgets: {max_size_mb: 13}
 """
 
 
+# In every process of a build: whatever goes beyond this machine is refused and noted, as are imports of what reports
+# trainings to services.
+WATCH = """
+import os, sys
+SERVICES = {"clearml", "comet_ml", "mlflow", "dvclive", "ray", "wandb", "neptune", "tensorboard", "sentry_sdk"}
+def watch(event, arguments):
+    told = ""
+    if event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        told = "" if str(arguments[1][0]) in ("127.0.0.1", "::1", "localhost") else f"{event} {arguments[1]}"
+    elif event == "socket.getaddrinfo" and arguments[0] not in (None, "127.0.0.1", "::1", "localhost"):
+        told = f"{event} {arguments[0]}"
+    elif event == "import" and arguments[0].split(".")[0] in SERVICES:
+        told = f"import {arguments[0]}"
+    elif event == "open" and os.path.dirname(str(arguments[0])) == os.environ["WATCH_DESK"]:
+        told = "" if str(arguments[0]).endswith(("dots.yaml", "data.yaml")) else f"open {arguments[0]}"
+    if told:
+        with open(os.environ["WATCH_LOG"], "a") as log:
+            log.write(told + "\\n")
+        raise OSError(told)
+sys.addaudithook(watch)
+"""
+# Files of the user's that have the names of what Ultralytics' package looks for.
+PLANTED = (
+    "yolov8.yaml",
+    "yolov8n.yaml",
+    "yolov8n.pt",
+    "default.yaml",
+    "settings.json",
+    "Arial.ttf",
+    "torch.py",
+    "cv2.py",
+)
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, 60 images with a bright square each, and a store."""
-    folder = tmp_path_factory.mktemp("desk")
+    """A folder with a recipe, 60 images with a bright square each, and a store; home and temporary folder beside it."""
+    base = tmp_path_factory.mktemp("detect")
+    for name in ("desk", "home", "tmp", "watch"):
+        (base / name).mkdir()
+    folder = base / "desk"
     write_dots(folder, 60)
+    for number in range(0, 60, 4):  # formats that their trainer repairs, or does not take
+        path = folder / f"images/train/{number:02d}.png"
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".jpg"))
+            image.save(path.with_name(f"{number + 1:02d}.ppm"))
+        with path.with_suffix(".jpg").open("ab") as file:
+            file.write(b"SEFT\0\0")
+        path.unlink()
+        path.with_name(f"{number + 1:02d}.png").unlink()
+        (folder / f"labels/train/{number + 1:02d}.txt").write_text(
+            (folder / f"labels/train/{number:02d}.txt").read_text()
+        )
+    for name in PLANTED:
+        (folder / name).write_text("activation: open('was_run', 'w')\n")
     (folder / "dots.yaml").write_text(RECIPE)
+    (base / "watch" / "sitecustomize.py").write_text(WATCH)
     return folder
 
 
-def edgecnn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "EDGECNN_CACHE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+def edgecnn(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the command there; EDGECNN_TEST_ULTRALYTICS names a folder with another version of Ultralytics."""
+    base = folder.parent
+    environment = {
+        **os.environ, "EDGECNN_CACHE": str(folder / "store"), "OMP_NUM_THREADS": "1", "HOME": str(base / "home"),
+        "TMPDIR": str(base / "tmp"), "WATCH_LOG": str(base / "log"), "WATCH_DESK": str(folder),
+        "PYTHONPATH": f"{base / 'watch'}{os.pathsep}{os.environ.get('EDGECNN_TEST_ULTRALYTICS', '')}",
+    }  # fmt: skip
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
+        environment.pop(name, None)
     command = [sys.executable, "-m", "edgecnn", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+def of_the_user(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every file that a build finds."""
+    found = [path for path in folder.rglob("*") if path.is_file() and not {"store", "runs"} & set(path.parts)]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+
 def test_from_boxes_to_a_verdict(desk: Path) -> None:
+    before = of_the_user(desk)
     built = edgecnn(desk, "build", "dots.yaml", "--json")
     assert built.returncode == 3, built.stderr  # one epoch finds nothing yet, so nothing is proved
+    assert of_the_user(desk) == before
+    assert not (desk.parent / "log").exists(), (desk.parent / "log").read_text()
+    assert {path.name for path in desk.iterdir()} == {
+        *PLANTED,
+        "dots.yaml",
+        "data.yaml",
+        "images",
+        "labels",
+        "store",
+        "runs",
+    }
+    assert not list((desk.parent / "home").rglob("*"))
+    assert not list((desk.parent / "tmp").rglob("*"))
     report: dict[str, Any] = json.loads(built.stdout)["report"]
     checks = {check["name"]: check["state"] for check in report["checks"]}
     assert (checks["engine"], checks["accuracy"]) == ("pass", "not-enough-evidence")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from edgecnn.cli import show
 from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
 from edgecnn.needs import needs
@@ -34,8 +35,38 @@ def test_defaults_of_a_detector() -> None:
 
 
 @pytest.mark.parametrize(
+    ("train", "optimizer", "lr", "decay"),
+    [
+        ({}, "auto", None, 0.0005),
+        ({"epochs": 3}, "auto", None, 0.0005),
+        ({"lr": 0.01}, "adamw", 0.01, 0.0005),
+        ({"optimizer": "sgd"}, "sgd", None, 0.0005),
+        ({"optimizer": "sgd", "lr": 0.02, "weight_decay": 0.1}, "sgd", 0.02, 0.1),
+    ],
+)
+def test_a_detectors_trainer_chooses_what_is_not_written(
+    train: dict[str, Any], optimizer: str, lr: object, decay: float
+) -> None:
+    teacher = {**BASE["model"], "train": {**train, "epochs": 1}}
+    recipe = changed(train={"epochs": 1, **train, "distill": {"method": "feature"}}, teacher=teacher)
+    for found in (recipe.train, recipe.teacher.train if recipe.teacher else None):
+        assert found
+        assert (found.optimizer, found.lr, found.weight_decay) == (optimizer, lr, decay)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_show_tells_what_auto_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    show("yolov8n_jetson")
+    assert "Ultralytics' trainer has them: AdamW at 0.002 * 5 / (4 + classes)" in capsys.readouterr().out
+    show("quickstart")
+    assert "trainer has them" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("sections", "words"),
     [
+        ({"train": {"optimizer": "auto", "lr": 0.1}}, "`train.optimizer: auto` chooses `lr` too"),
+        ({"quantize": {"qat": {"optimizer": "auto"}}}, "quantize.qat.optimizer"),
         ({"task": "classify"}, "`task: classify` does not go with `data.format: yolo`"),
         ({"data": {"format": "image-folder"}}, "does not go with `data.format: image-folder`"),
         ({"model": {"family": "timm", "name": "resnet18"}}, "does not go with `model.family: timm`"),

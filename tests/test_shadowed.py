@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ import pytest
 
 from edgecnn.child import run_child
 
-NAMES = ("torch", "numpy", "onnx", "timm", "typer", "clearml", "mlflow", "albumentations", "json", "sitecustomize")
+NAMES = ("torch", "numpy", "onnx", "timm", "typer", "clearml", "mlflow", "albumentations", "json")
 
 
 @pytest.fixture
@@ -28,14 +29,16 @@ def test_children_import_nothing_from_the_working_directory(
     desk: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(desk)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path_factory.mktemp('other')}:")  # an empty part is the working directory
     job = {"models": [["model", {"family": "timm", "name": "resnet18", "image_size": 64}]]}
     assert run_child("edgecnn.families.names", job, tmp_path_factory.mktemp("log") / "names.log") == {}
     assert not list(desk.glob("*.was_run"))
 
 
-def test_the_command_imports_nothing_from_the_working_directory(desk: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"PYTHONPATH": "/nowhere:"}])
+def test_the_command_imports_nothing_from_the_working_directory(desk: Path, more: dict[str, str]) -> None:
     command = [sys.executable, "-m", "edgecnn", "devices", "list"]
-    done = subprocess.run(command, cwd=desk, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=desk, env={**os.environ, **more}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not list(desk.glob("*.was_run"))
 

@@ -20,9 +20,11 @@ import pytest
 
 from edgecnn import progress
 from edgecnn.errors import EdgeError
+from edgecnn.families.export import export
 from edgecnn.recipe import TrainSpec
 from edgecnn.store import Artifact, Stopped, Store, decided_by
 from edgecnn.store_clean import clean
+from edgecnn.training import train
 
 
 class Notes:
@@ -96,6 +98,15 @@ def test_library_version_is_in_the_key(tmp_path: Path) -> None:
     new = Store(tmp_path, recipe="r", versions=lambda name: "2.0")
     assert new.stage("quantize", library) != old
     assert new.decisions[0].reasons == ("onnxruntime (library) 1.0 → 2.0",)
+
+
+@pytest.mark.parametrize("library", ["torch", "torchvision", "timm", "ultralytics", "opencv-python"])
+@pytest.mark.parametrize("make", [train, export])
+def test_a_network_is_made_again_by_another_version_of_its_library(
+    tmp_path: Path, make: Callable[..., None], library: str
+) -> None:
+    keys = [Store(tmp_path, versions=lambda name, v=v: v if name == library else "1").facts(make, ()) for v in "12"]
+    assert keys[0] != keys[1]
 
 
 def test_label_after_at_is_not_in_the_key(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 # Modules of edgecnn that need Python 3.10 and, where engines are used, numpy: nothing else. A test holds them to it.
 MODULES = (
-    "__init__", "bench", "child", "clocks", "disk", "errors", "feeding", "latency_rule", "progress", "stats",
+    "__init__", "bench", "child", "clocks", "disk", "errors", "feeding", "latency_rule", "progress", "start", "stats",
     "versions", "backends.__init__", "backends.cpu", "backends.cuda_events", "backends.gpu", "backends.openvino",
     "backends.ort", "backends.timing_input", "backends.trt", "agent.__init__", "agent.answers", "agent.compiling",
     "agent.describe", "agent.entry", "agent.files", "agent.gpu_clocks", "agent.guard", "agent.keeper",

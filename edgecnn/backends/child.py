@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edgecnn.backends import Runner, load_backend
-from edgecnn.child import Json, module_command, serve
+from edgecnn.child import Json, serve
 from edgecnn.errors import EdgeError
+from edgecnn.start import command_of
 
 
 def work(job: Json) -> Json:
@@ -81,7 +82,7 @@ def _time(job: Json) -> Json:
         from edgecnn.agent.timing import Plan, invalid, measure
 
         samples = Path(job["times"]).with_name("samples.jsonl")
-        monitor = Monitor(samples, (*module_command("edgecnn.agent.sampler"), str(samples)))
+        monitor = Monitor(samples, (*command_of("edgecnn.agent.sampler"), str(samples)))
         plan = Plan.of(job["spec"])
         measured = measure(runners, paths, plan, job["until"], monitor)
         samples.unlink(missing_ok=True)

@@ -180,7 +180,10 @@ def read_array(path: Path, key: str) -> NDArray[Any]:
                 return _mapped(path, member.header_offset)
             with archive.open(member) as file:
                 return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-    except (ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile) as error:
+    # Memory, overflow: a header claims more than a machine has; runtime: encrypted, or packed in an unknown way.
+    except (
+        ValueError, EOFError, MemoryError, OverflowError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         raise EdgeError(
             f"array `{key}` in `{path}` cannot be read: {error}", "write it with numpy.savez, without Python objects"
         ) from error

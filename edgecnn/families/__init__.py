@@ -19,6 +19,13 @@ from edgecnn.versions import install_command
 if TYPE_CHECKING:
     from edgecnn.quantize.candidate import Network
 
+# The distributions that decide what a family's networks learn and answer, beside torch. A stage that makes or runs
+# networks of any family is `@decided_by("torch", *LIBRARIES, …)`, so that another version makes it again.
+LIBRARIES = (
+    "torchvision", "timm",
+    "ultralytics", "opencv-python", "opencv-python-headless",  # their trainer reads and scales images with OpenCV
+)  # fmt: skip
+
 
 class Family(Protocol):
     """A family of networks; met by a module."""

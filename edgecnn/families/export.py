@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgecnn.child import run_child
+from edgecnn.families import LIBRARIES
 from edgecnn.recipe import ExportSpec, ModelSpec
 from edgecnn.store import Artifact, decided_by
 
 
-@decided_by("torch", "torchvision", "timm", "onnxscript", "onnx", "onnx-ir")
+@decided_by("torch", *LIBRARIES, "onnxscript", "onnx", "onnx-ir")
 def export(out: Path, spec: ExportSpec, model_spec: ModelSpec, model: Artifact) -> None:
     """Write model.onnx (opset 19, IR 9, metadata `edgecnn.io`) and names.json {ONNX weight name: torch module path}.
 

@@ -25,6 +25,7 @@ from edgecnn import __version__
 from edgecnn.child import Json, serve
 from edgecnn.errors import EdgeError
 from edgecnn.families.deployed import Deployed, deployed
+from edgecnn.families.pooling import window
 from edgecnn.families.trained import ModelCard, read_trained
 from edgecnn.io_contract import KEY, InputContract, IoContract
 from edgecnn.progress import current
@@ -128,13 +129,8 @@ def _average_pool(self: Any, output_size: Any) -> Any:
     rows, columns = (int(size) for size in output_size)
     if (rows, columns) == (1, 1):
         return opset19.GlobalAveragePool(self)
-    if height % rows or width % columns:
-        raise EdgeError(
-            f"the network pools {height}x{width} to {rows}x{columns}, which no ONNX operator does",
-            f"choose `image_size` so that the map before pooling is a multiple of {rows}x{columns}",
-        )
-    window = [height // rows, width // columns]
-    return opset19.AveragePool(self, kernel_shape=window, strides=window)
+    shape = list(window((height, width), (rows, columns)))
+    return opset19.AveragePool(self, kernel_shape=shape, strides=shape)
 
 
 def _rename(model: ir.Model, parameters: set[str]) -> dict[str, str]:

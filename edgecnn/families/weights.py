@@ -13,6 +13,7 @@ from torch import nn
 from edgecnn import progress
 from edgecnn.errors import EdgeError
 from edgecnn.families.pickled import Record, State, read_torch, state_of
+from edgecnn.families.pooling import Pools
 from edgecnn.recipe import ModelSpec
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th")
@@ -185,7 +186,24 @@ def fit_state(net: nn.Module, state: State, source: str, *, new_head: bool) -> N
             f"the weights {source} don't fit the network: " + _difference(state, own, misfits, absent, unknown),
             "check `model.name`, `model.width` and the number of classes against what was trained",
         )
+    for name, value in state.items():
+        if why := _no_number(value, own[name]):
+            raise EdgeError(
+                f"the weights {source} don't fit the network: `{name}` {why}",
+                "save the trained float weights: torch.save(model.state_dict(), 'weights.pt')",
+            )
     net.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, strict=False)
+
+
+def _no_number(value: torch.Tensor, own: torch.Tensor) -> str:
+    """Why a tensor can't stand for the network's own; empty where it can."""
+    if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        return f"is not a plain array ({value.layout}, {value.dtype})"
+    if value.is_floating_point() != own.is_floating_point() or value.is_complex():
+        return f"holds {value.dtype}, wanted {own.dtype}"
+    if value.is_floating_point() and bool(torch.isnan(value.float()).any()):
+        return "holds values that are not numbers (NaN)"
+    return ""
 
 
 def _difference(state: State, own: State, misfits: list[str], absent: list[str], unknown: list[str]) -> str:
@@ -210,13 +228,15 @@ def head_of(net: nn.Module) -> str:
 
 
 def check_fits(net: nn.Module, model: ModelSpec, classes: int, channels: int) -> None:
-    """Raise an EdgeError unless the network takes the recipe's image size and answers (N, classes)."""
+    """Raise an EdgeError unless the network takes the image size, can be exported at it, and answers (N, classes)."""
     size = model.image_size
     training = net.training
     net.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Pools():
             answer = net(torch.zeros(2, channels, size, size))
+    except EdgeError:
+        raise
     except Exception as error:  # each network fails in its own way
         text = str(error).split("\n")[0]
         raise EdgeError(

@@ -5,14 +5,11 @@ from __future__ import annotations
 import io
 import re
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from edgecnn.report import ClassAccuracy, Distribution, LayerError
 from edgecnn.report.detection import PrecisionRecall
+from edgecnn.report.drawing import Axes, Figure, FigureCanvasSVG, mpl
 
 # Drawn in these colours, then replaced by the page's variables: matplotlib knows no `var(--…)`.
 INK, MUTED, GRID, FLOAT, INT8, SURFACE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"

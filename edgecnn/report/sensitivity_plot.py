@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from edgecnn.report.drawing import Figure, FigureCanvasAgg, mpl
 
 if TYPE_CHECKING:
     from edgecnn.quantize.sensitivity import Row, Sensitivity

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from edgecnn.child import run_child
 from edgecnn.errors import EdgeError
+from edgecnn.families import LIBRARIES
 from edgecnn.recipe import DataSpec, ModelSpec, Student, TeacherSpec
 from edgecnn.store import Artifact, decided_by
 from edgecnn.training.job import TrainJob
 
 
-@decided_by("torch", "torchvision", "timm")
+@decided_by("torch", *LIBRARIES)
 def train(out: Path, spec: Student | TeacherSpec, images: DataSpec, data: Artifact, teacher: Artifact | None) -> None:
     """Write weights.safetensors (the best epoch's, averaged if EMA is on), model.json and history.json.
 

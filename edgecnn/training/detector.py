@@ -1,8 +1,8 @@
 """Training of a detector by Ultralytics' own trainer, driven by the recipe: their losses, augmentation and averaging.
 
 Their run folder lies in the stage's `resume/` folder, so a killed run continues from its last epoch; their console is
-replaced by our progress. They see the training images as links with YOLO label files made from our boxes, whatever the
-format of the dataset, and look at the `select` split after every epoch, never at the scored one.
+replaced by our progress. They see the training images as files made for them (`detector_files`), whatever the format of
+the dataset, and look at the `select` split after every epoch, never at the scored one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from torch import nn
 
 from edgecnn import progress
 from edgecnn.data import Index
-from edgecnn.data.boxes import Boxes, read_boxes
-from edgecnn.data.openers import image_folder
+from edgecnn.data.boxes import read_boxes
+from edgecnn.data.tables import listed
 from edgecnn.errors import EdgeError
-from edgecnn.families.trained import WEIGHTS, read_trained, write_state
-from edgecnn.families.ultralytics import DetectionTrainer, read_checkpoint
-from edgecnn.recipe import DataSpec, TrainSpec
+from edgecnn.families.pickled import read_torch
+from edgecnn.families.trained import WEIGHTS, write_state
+from edgecnn.families.ultralytics import CLASSES, DetectionTrainer, read_checkpoint
+from edgecnn.recipe import TrainSpec
+from edgecnn.training.detector_files import described, image_file, write_dataset, write_teacher
 from edgecnn.training.job import TrainJob
 from edgecnn.training.loop import History
 from edgecnn.training.ranks import Ranks, pick_device
@@ -58,11 +60,13 @@ def train_detector(job: TrainJob, net: nn.Module, index: Index, ranks: Ranks) ->
     if job.train.threads:
         torch.set_num_threads(job.train.threads)
     best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
+    catch_up(history, last)
     if len(history) < job.train.epochs and not given_up(history, job.train):
         continued = history and last.exists()
         if continued and ranks.first:
             progress.current().note(f"train: continues after epoch {len(history)} of {job.train.epochs}")
-        trainer = Trainer(net, overrides(job, index, resume, teacher, ranks, last if continued else None))
+        settings = overrides(job, index, resume, teacher, ranks, last if continued else None)
+        trainer = Trainer(net, index, settings)
         trainer.history, trainer.history_file = history, done
         _run(trainer, job, ranks)
     if ranks.first:
@@ -109,8 +113,9 @@ def overrides(
         "project": str(resume),
         "name": "run",
         "exist_ok": True,
-        "optimizer": {"adamw": "AdamW", "sgd": "SGD"}[train.optimizer],
-        "lr0": train.lr,
+        "optimizer": {"auto": "auto", "adamw": "AdamW", "sgd": "SGD"}[train.optimizer],
+        "lr0": chosen_rate(train, len(index.classes)),
+        "warmup_bias_lr": 0.0,  # as `auto` has it: their 0.1 destroys what a pretrained network knows
         "lrf": 0.01 if train.schedule == "cosine" else 1.0,
         "cos_lr": train.schedule == "cosine",
         "momentum": train.momentum,
@@ -125,6 +130,7 @@ def overrides(
         "deterministic": True,
         "plots": False,
         "verbose": False,
+        "augmentations": [],  # none of a library that may be installed beside
         **AUGMENT[train.augment],
     }
     if teacher is not None and train.distill is not None:
@@ -134,14 +140,62 @@ def overrides(
     return settings
 
 
-class Trainer(DetectionTrainer):
-    """Ultralytics' trainer of a network that is made already, without its plots and its last validation."""
+def chosen_rate(train: TrainSpec, classes: int) -> float:
+    """`lr`, or what Ultralytics' trainer takes for that optimizer; with `optimizer: auto` it takes no other number."""
+    if train.lr is not None:
+        return train.lr
+    return 0.01 if train.optimizer == "sgd" else round(0.002 * 5 / (4 + classes), 6)
 
-    def __init__(self, net: nn.Module, settings: dict[str, Any]) -> None:
-        self.given = net
+
+class Trainer(DetectionTrainer):
+    """Ultralytics' trainer of a network that is made already, on our dataset, without its plots and last validation."""
+
+    def __init__(self, net: nn.Module, index: Index, settings: dict[str, Any]) -> None:
+        self.given, self.index, self.folder = net, index, Path(settings["data"]).parent
         self.history: History = []
         self.history_file = Path()
+        threads = torch.get_num_threads()
         super().__init__(overrides=settings)
+        torch.set_num_threads(threads)  # theirs takes another number of CPU threads with the device
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Ours as it is: theirs would look for it elsewhere too, and fetch a font and the dataset."""
+        return described(self.folder, self.index)
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Theirs, of every image that was given.
+
+        Raises:
+            EdgeError: it dropped some; they are named.
+        """
+        dataset = super().build_dataset(img_path, mode, batch)
+        taken = set(dataset.im_files)
+        numbers = self.index.splits["train" if mode == "train" else "select"].tolist()
+        dropped = [str(self.index.files[n]) for n in numbers if str(image_file(self.folder, n)) not in taken]
+        if dropped:
+            raise EdgeError(
+                f"Ultralytics' trainer leaves out {len(dropped)} of {len(numbers)} images: {listed(dropped)}",
+                "look at these images and their boxes, or remove them",
+            )
+        return dataset
+
+    def read_results_csv(self) -> dict[str, Any]:
+        """Nothing: the history is kept beside."""
+        return {}
+
+    def save_model(self) -> Any:
+        """Write the checkpoints beside and rename them, so that a kill leaves a whole one."""
+        best, last = self.wdir / "best.pt", self.wdir / "last.pt"
+        finished = {path: path.with_suffix(".partial") for path in (best, last)}
+        self.best, self.last = finished[best], finished[last]
+        try:
+            done = super().save_model()
+        finally:
+            self.best, self.last = best, last
+        for path, partial in finished.items():
+            if partial.exists():
+                os.replace(partial, path)
+        return done
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
         """The given network; with the weights of a checkpoint when a run continues."""
@@ -167,7 +221,9 @@ def _run(trainer: Trainer, job: TrainJob, ranks: Ranks) -> None:
     with progress.current().task("train", job.train.epochs) as task:
 
         def saved(run: Any) -> None:  # after the epoch was looked at on select and its checkpoint written
-            losses = {name.partition("_")[0]: float(value) for name, value in (run.tloss or {}).items()}
+            # The place of the names, and whether values are a tensor or a dict, differ among their versions.
+            items = run.label_loss_items(run.tloss, prefix="train")
+            losses = {name.removeprefix("train/").partition("_")[0]: float(value) for name, value in items.items()}
             if not all(np.isfinite(value) for value in losses.values()):
                 raise EdgeError(
                     f"epoch {run.epoch + 1}: the loss is not a number",
@@ -182,11 +238,26 @@ def _run(trainer: Trainer, job: TrainJob, ranks: Ranks) -> None:
             os.replace(partial, trainer.history_file)
             task.update(len(trainer.history), f"mAP50-95 {100 * score:.1f} on select")
 
+        def told(run: Any) -> None:
+            rate = min(group["initial_lr"] for group in run.optimizer.param_groups)
+            progress.current().note(f"train: {type(run.optimizer).__name__}, learning rate {rate:g}")
+
         clock = [time.monotonic()]
         if ranks.first:
+            trainer.add_callback("on_pretrain_routine_end", told)
             trainer.add_callback("on_model_save", saved)
         task.update(started, "")
         trainer.train()
+
+
+def catch_up(history: History, last: Path) -> None:
+    """Add the epoch that a run was killed after: its checkpoint is written before its row of the history."""
+    if not last.exists():
+        return
+    content = read_torch(last, CLASSES, trusted=False)
+    if content["epoch"] == len(history):
+        score = float(content["train_metrics"].get(MAP, 0.0))
+        history.append({"epoch": len(history) + 1, "map50_95": score, "losses": {}, "seconds": 0.0})
 
 
 def given_up(history: History, train: TrainSpec) -> bool:
@@ -195,58 +266,3 @@ def given_up(history: History, train: TrainSpec) -> bool:
         return False
     best = int(np.argmax([row["map50_95"] for row in history]))
     return len(history) - 1 - best >= train.early_stop
-
-
-def write_dataset(folder: Path, spec: DataSpec, index: Index, boxes: Boxes) -> None:
-    """A YOLO dataset of the train and select splits: links to the images, label files, lists, data.yaml."""
-    import yaml
-
-    root = image_folder(spec)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    (folder / "labels").mkdir(parents=True, exist_ok=True)
-    for part in ("train", "select"):
-        lines = []
-        for number in index.splits[part].tolist():
-            source = (root / (index.files[number] or "")).absolute()
-            link = folder / "images" / f"{number:07d}{source.suffix.lower()}"
-            if not link.is_symlink():
-                link.symlink_to(source)
-            (folder / "labels" / f"{number:07d}.txt").write_text(label_text(boxes, number))
-            lines.append(str(link.absolute()))
-        (folder / f"{part}.txt").write_text("\n".join(lines) + "\n")
-    content = {
-        "path": str(folder.absolute()), "train": "train.txt", "val": "select.txt", "nc": len(index.classes),
-        "names": list(index.classes), "channels": index.channels,
-    }  # fmt: skip
-    (folder / "data.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
-
-
-def label_text(boxes: Boxes, number: int) -> str:
-    """The lines of one image's label file; crowd and difficult boxes are not trained on."""
-    height, width = (float(side) for side in boxes.sizes[number])
-    found, kinds, crowd = boxes.of(number)
-    lines = []
-    for (x1, y1, x2, y2), kind, group in zip(found.astype(np.float64), kinds, crowd, strict=True):
-        if not group:
-            centre = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height)
-            lines.append(f"{kind} {centre[0]:.8f} {centre[1]:.8f} {(x2 - x1) / width:.8f} {(y2 - y1) / height:.8f}")
-    return "\n".join(lines)
-
-
-def write_teacher(path: Path, folder: Path, index: Index) -> Path:
-    """The teacher as a file that Ultralytics' distillation reads.
-
-    Raises:
-        EdgeError: it is no detector of these classes.
-    """
-    trained = read_trained(folder)
-    if trained.card.family != "ultralytics" or trained.card.classes != index.classes:
-        raise EdgeError(
-            f"the teacher knows {len(trained.card.classes)} classes, the data has {len(index.classes)}",
-            "train the teacher on this data (`teacher.train.epochs`), or take one of these classes",
-        )
-    content = {"model": trained.net, "ema": None, "train_args": {}, "epoch": -1, "date": None, "version": "0"}
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
-    return path

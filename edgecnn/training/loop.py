@@ -211,7 +211,7 @@ def _look(run: Run, losses: torch.Tensor) -> float:
         kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"
         raise EdgeError(
             f"the loss is not a number (epoch {run.epoch + 1}, step {step + 1}); {kept}",
-            f"lower `{run.section}.lr` (now {run.train.lr:g}), set `{run.section}.clip_norm: 1.0`, "
+            f"lower `{run.section}.lr` (now {run.train.rate:g}), set `{run.section}.clip_norm: 1.0`, "
             f"or lengthen `{run.section}.warmup_epochs`",
         )
     return float(losses.mean())

@@ -15,10 +15,10 @@ def learning_rate(train: TrainSpec, step: int, steps_per_epoch: int) -> float:
     """The rate of optimizer step `step` (from 0): linear warm-up, then cosine to zero (or constant)."""
     total, warm = train.epochs * steps_per_epoch, round(train.warmup_epochs * steps_per_epoch)
     if step < warm:
-        return train.lr * (step + 1) / warm
+        return train.rate * (step + 1) / warm
     if train.schedule == "constant":
-        return train.lr
-    return train.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+        return train.rate
+    return train.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 def make_optimizer(train: TrainSpec, net: nn.Module) -> torch.optim.Optimizer:
@@ -30,9 +30,11 @@ def make_optimizer(train: TrainSpec, net: nn.Module) -> torch.optim.Optimizer:
     ]
     match train.optimizer:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=train.lr)
+            return torch.optim.AdamW(groups, lr=train.rate)
         case "sgd":
-            return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0)
+            return torch.optim.SGD(groups, lr=train.rate, momentum=train.momentum, nesterov=train.momentum > 0)
+        case "auto":
+            raise AssertionError("a detector's alone")
 
 
 class Average:

@@ -153,3 +153,9 @@ def test_asking_what_is_missing_needs_no_torch() -> None:
     code = "import sys, edgecnn.families, edgecnn.families.export, edgecnn.training; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert answer.strip() == "False"
+
+
+@pytest.mark.parametrize(("family", "name", "size"), [("torchvision", "alexnet", 96), ("torchvision", "vgg11", 300)])
+def test_pooling_that_cannot_be_exported_is_refused_before_training(family: str, name: str, size: int) -> None:
+    with pytest.raises(EdgeError, match=r"pools (2x2|9x9) to [67]x[67], which no ONNX operator does"):
+        load_family(spec(name, family).family).create(spec(name, family, size), 3, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,27 @@ def test_half_precision_and_missing_counters_are_taken() -> None:
     old = {name: value for name, value in half.items() if not name.endswith("num_batches_tracked")}
     fit_state(net, old, "old file", new_head=False)
     assert {value.dtype for value in net.state_dict().values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda weight: torch.full_like(weight, float("nan")), "NaN"),
+        (lambda weight: weight.to(torch.complex64), "holds torch.complex64"),
+        (lambda weight: (weight * 100).to(torch.int8), "holds torch.int8, wanted torch.float32"),
+        (lambda weight: weight.to_sparse(), "not a plain array"),
+        (lambda weight: weight.to("meta"), "not a plain array"),
+        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "not a plain array"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(
+    tmp_path: Path, changed: Callable[[torch.Tensor], torch.Tensor], told: str
+) -> None:
+    net = small.create(spec(), 10, 3)
+    name = "features.0.0.weight"
+    torch.save({**net.state_dict(), name: changed(net.state_dict()[name])}, tmp_path / "net.pt")
+    with pytest.raises(EdgeError, match=f"`{name}` .*{told}"):
+        small.create(spec(tmp_path / "net.pt"), 10, 3)
 
 
 @pytest.mark.parametrize(("file", "top1"), [("resnet20_jpeg_finetuned.pt", 87.68), ("resnet32-d509ac18.th", 82.56)])

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from dots import write_dots
+from PIL import Image
 
 from edgecnn.data import prepare, read_index
 from edgecnn.data.boxes import Boxes, read_boxes
+from edgecnn.data.openers import open_images
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import DataSpec, DistillSpec, ModelSpec, Student, TeacherSpec, TrainSpec
 from edgecnn.store import Artifact
@@ -21,7 +23,13 @@ from edgecnn.training import train
 
 if find_spec("ultralytics") is None:
     pytest.skip("the extra [yolo] is not installed", allow_module_level=True)
-from edgecnn.training.detector import given_up, label_text, refuse_foreign, write_dataset
+import cv2
+from ultralytics.cfg import get_cfg
+from ultralytics.data.dataset import YOLODataset
+
+from edgecnn.families.ultralytics import DetectionTrainer
+from edgecnn.training.detector import Trainer, chosen_rate, given_up, refuse_foreign
+from edgecnn.training.detector_files import described, image_file, label_text, write_dataset
 
 SIZE = 64
 
@@ -59,7 +67,16 @@ def test_a_student_learns_from_a_teacher(dots: tuple[DataSpec, Artifact], tmp_pa
     assert [row["epoch"] for row in history] == [1]
     assert history[0]["losses"]["dis"] > 0
     assert "dis" not in json.loads((tmp_path / "teacher" / "history.json").read_text())[0]["losses"]
-    assert (tmp_path / "student" / "weights.safetensors").stat().st_size > 10_000_000
+    weights = tmp_path / "student" / "weights.safetensors"
+    assert weights.stat().st_size > 10_000_000
+    # Killed between the last checkpoint and its row of the history: the next try finishes from there.
+    before = weights.read_bytes()
+    weights.unlink()
+    (tmp_path / "student" / "resume" / "epochs.json").write_text("[]")
+    train(tmp_path / "student", student, spec, data, teacher)
+    assert weights.read_bytes() == before
+    again = json.loads((tmp_path / "student" / "history.json").read_text())
+    assert [row["map50_95"] for row in again] == [row["map50_95"] for row in history]
 
 
 def test_the_distillation_term_reaches_the_student() -> None:
@@ -97,8 +114,11 @@ def test_the_dataset_that_the_trainer_sees_is_ours(dots: tuple[DataSpec, Artifac
         "train": len(index.splits["train"]), "select": len(index.splits["select"])
     }  # fmt: skip
     first = int(index.splits["train"][0])
-    link = Path(lists["train"][0])
-    assert link.resolve() == (spec.root / (index.files[first] or "")).resolve()  # type: ignore[operator]
+    opener = open_images(spec, index)
+    for part, lines in lists.items():
+        for number, line in zip(index.splits[part].tolist(), lines, strict=True):
+            assert not Path(line).is_symlink()
+            assert np.array_equal(cv2.imread(line)[..., ::-1], opener(number))
     kind, x, y, width, height = (tmp_path / "labels" / f"{first:07d}.txt").read_text().split()
     found = boxes.of(first)[0][0]
     assert int(kind) == 0
@@ -106,6 +126,94 @@ def test_the_dataset_that_the_trainer_sees_is_ours(dots: tuple[DataSpec, Artifac
         [(found[0] + found[2]) / 2, (found[1] + found[3]) / 2], abs=1e-3
     )
     assert [float(width) * 64, float(height) * 48] == pytest.approx([20, 20], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSpec, Path]:
+    """Images as people have them: turned by EXIF, with bytes behind the end, of many formats, a GIF called JPEG."""
+    root, rng = tmp_path_factory.mktemp("album"), np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    for number, ending in enumerate(("jpg", "jpg", "png", "ppm", "pgm", "gif", "bmp", "tif", "webp", "jpg")):
+        image = Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8))
+        path = root / "images" / f"{number}.{ending}"
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        match number:
+            case 0:
+                image.save(path, exif=exif)
+            case 1:
+                image.save(path)
+                path.write_bytes(path.read_bytes() + b"SEFT\0\0")
+            case 9:
+                image.save(path, format="GIF")
+            case _:
+                image.convert("L" if ending == "pgm" else "RGB").save(path)
+        (root / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "data.yaml").write_text("train: images\nnames: [thing]\n")
+    spec = DataSpec(format="yolo", root=root, train="train", calibrate=2, scored_fraction=0.2, select_fraction=0.2)
+    out = tmp_path_factory.mktemp("album-data")
+    prepare(out, spec, SIZE)
+    return spec, out
+
+
+def test_the_trainer_sees_every_image_upright_and_the_users_files_are_not_touched(
+    album: tuple[DataSpec, Path], tmp_path: Path
+) -> None:
+    spec, data = album
+    assert spec.root is not None
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in spec.root.rglob("*.*")}
+    index = read_index(data)
+    write_dataset(tmp_path, spec, index, read_boxes(data / "boxes.npz"))
+    dataset = YOLODataset(
+        img_path=str(tmp_path / "train.txt"), data=described(tmp_path, index), task="detect", imgsz=SIZE, augment=False,
+        hyp=get_cfg(), batch_size=4,
+    )  # fmt: skip
+    opener = open_images(spec, index)
+    assert len(dataset) == len(index.splits["train"])
+    for file in dataset.im_files:
+        assert np.array_equal(cv2.imread(file)[..., ::-1], opener(int(Path(file).stem)))
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in spec.root.rglob("*.*")} == before
+
+
+def test_images_that_are_too_small_are_named(album: tuple[DataSpec, Path], tmp_path: Path) -> None:
+    spec, data = album
+    boxes = read_boxes(data / "boxes.npz")
+    index = read_index(data)
+    number = int(index.splits["select"][0])
+    boxes.sizes[number] = (9, 60)
+    with pytest.raises(EdgeError, match=f"below 10 pixels high or wide: `{index.files[number]}`"):
+        write_dataset(tmp_path, spec, index, boxes)
+
+
+def test_images_that_the_trainer_leaves_out_are_named(
+    album: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = read_index(album[1])
+    numbers = index.splits["train"].tolist()
+    trainer = object.__new__(Trainer)
+    trainer.index, trainer.folder = index, tmp_path
+    kept = type("Dataset", (), {"im_files": [str(image_file(tmp_path, number)) for number in numbers[1:]]})()
+    monkeypatch.setattr(DetectionTrainer, "build_dataset", lambda *_: kept)
+    with pytest.raises(EdgeError, match=f"leaves out 1 of {len(numbers)} images: `{index.files[numbers[0]]}`"):
+        trainer.build_dataset("train.txt", "train", 4)
+
+
+def test_the_trainer_leaves_the_threads_as_they_are(
+    album: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(DetectionTrainer, "__init__", lambda *_, **__: torch.set_num_threads(8))
+    Trainer(torch.nn.Identity(), read_index(album[1]), {"data": str(tmp_path / "data.yaml")})
+    assert asked == [8, 3]
+
+
+def test_a_detector_takes_the_rate_of_its_classes() -> None:
+    assert chosen_rate(settings(optimizer="auto", lr=None), 80) == 0.000119
+    assert chosen_rate(settings(optimizer="sgd", lr=None), 80) == 0.01
+    assert chosen_rate(settings(lr=0.5), 80) == 0.5
 
 
 def test_crowd_boxes_are_not_trained_on() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ with tempfile.TemporaryDirectory(prefix="edgecnn-yolo-") as _folder, np.printopt
     from ultralytics.models.yolo.detect import DetectionTrainer as DetectionTrainer
     from ultralytics.nn.modules.head import Detect
     from ultralytics.nn.tasks import DetectionModel
-    from ultralytics.utils import ROOT, callbacks
+    from ultralytics.utils import DEFAULT_CFG_PATH, ROOT, callbacks
 del os.environ["YOLO_CONFIG_DIR"]
 if _THEIRS is not None:
     os.environ["YOLO_CONFIG_DIR"] = _THEIRS
@@ -51,6 +52,9 @@ def _no_services(instance: object) -> None:
 
 
 callbacks.add_integration_callbacks = _no_services
+# What the first versions of 8.4 don't have.
+DISTILS = find_spec("ultralytics.nn.distill_model") is not None
+TRAINS_BF16 = "bf16" in DEFAULT_CFG_PATH.read_text(encoding="utf-8")
 
 NAMES = (
     *(f"yolov8{size}" for size in "nsmlx"),

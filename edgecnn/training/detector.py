@@ -24,7 +24,7 @@ from edgecnn.data.tables import listed
 from edgecnn.errors import EdgeError
 from edgecnn.families.pickled import read_torch
 from edgecnn.families.trained import WEIGHTS, write_state
-from edgecnn.families.ultralytics import CLASSES, DetectionTrainer, read_checkpoint
+from edgecnn.families.ultralytics import CLASSES, DISTILS, TRAINS_BF16, DetectionTrainer, read_checkpoint
 from edgecnn.recipe import TrainSpec
 from edgecnn.training.detector_files import described, image_file, write_dataset, write_teacher
 from edgecnn.training.job import TrainJob
@@ -98,8 +98,10 @@ def overrides(
     train = job.train
     device = pick_device(train, ranks)
     gpu = device.type == "cuda"
-    if train.amp and gpu and not torch.cuda.is_bf16_supported(including_emulation=False) and ranks.first:
-        progress.current().note("train: this GPU has no bfloat16; trained in float32")
+    half = train.amp and gpu and torch.cuda.is_bf16_supported(including_emulation=False) and TRAINS_BF16
+    if train.amp and gpu and not half and ranks.first:
+        without = "this GPU has no bfloat16" if TRAINS_BF16 else "this version of Ultralytics trains in no bfloat16"
+        progress.current().note(f"train: {without}; trained in float32")
     settings: dict[str, Any] = {
         "task": "detect",
         "mode": "train",
@@ -125,7 +127,7 @@ def overrides(
         "patience": train.early_stop or 0,
         "close_mosaic": min(CLOSE_MOSAIC, train.epochs // 2),
         # Its own check of half precision fetches a network; bfloat16 needs none.
-        "amp": "bf16" if train.amp and gpu and torch.cuda.is_bf16_supported(including_emulation=False) else False,
+        "amp": "bf16" if half else False,
         "seed": train.seed,
         "deterministic": True,
         "plots": False,
@@ -134,6 +136,8 @@ def overrides(
         **AUGMENT[train.augment],
     }
     if teacher is not None and train.distill is not None:
+        if not DISTILS:
+            raise EdgeError("this version of Ultralytics can't distil", "pip install --upgrade ultralytics")
         settings |= {"distill_model": str(teacher), "dis": train.distill.gain}
     if last is not None:
         settings["resume"] = str(last)

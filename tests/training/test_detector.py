@@ -27,7 +27,7 @@ import cv2
 from ultralytics.cfg import get_cfg
 from ultralytics.data.dataset import YOLODataset
 
-from edgecnn.families.ultralytics import DetectionTrainer
+from edgecnn.families.ultralytics import DISTILS, DetectionTrainer
 from edgecnn.training.detector import Trainer, chosen_rate, given_up, refuse_foreign
 from edgecnn.training.detector_files import described, image_file, label_text, write_dataset
 
@@ -62,6 +62,10 @@ def test_a_student_learns_from_a_teacher(dots: tuple[DataSpec, Artifact], tmp_pa
     train(tmp_path / "teacher", teach, spec, data, None)
     teacher = Artifact("teacher", "0", tmp_path / "teacher")
     student = Student(model=model(), train=settings(distill=DistillSpec(method="feature")))
+    if not DISTILS:
+        with pytest.raises(EdgeError, match="can't distil"):
+            train(tmp_path / "student", student, spec, data, teacher)
+        return
     train(tmp_path / "student", student, spec, data, teacher)
     history = json.loads((tmp_path / "student" / "history.json").read_text())
     assert [row["epoch"] for row in history] == [1]

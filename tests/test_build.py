@@ -178,6 +178,10 @@ def test_jetson_without_board_is_incomplete(built: Edgecnn) -> None:
     assert "not built (no board)" in engine["detail"]
     run = built.folder / document["run"]
     assert (run / "model.int8.typed.onnx").is_file()
+    figures = {figure["name"]: figure for figure in document["report"]["figures"]}
+    for name, least in (("typed_sqnr", 10), ("float_typed_sqnr", 40)):  # both were run in FP16 arithmetic
+        assert figures[name]["value"] > least
+        assert "8 calibration images" in figures[name]["conditions"]
     made = document["made"]
     assert "train" not in made
     assert "quantize" in made

@@ -31,7 +31,7 @@ from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.same import IMAGES as COMPARED
 from edgecnn.quantize.same import require_same
 from edgecnn.quantize.sessions import observe, open_session, run_each
-from edgecnn.quantize.typed_check import CLEAN_DB, CLEAN_FLOAT_DB, Reference, TypedFile, checked
+from edgecnn.quantize.typed_check import CLEAN_DB, CLEAN_FLOAT_DB, LEAST, PIXELS, Reference, TypedFile, checked
 from edgecnn.quantize.typed_check import IMAGES as TYPED_IMAGES
 from edgecnn.quantize.weights import require_finite
 from edgecnn.recipe import Promise, QuantizeSpec
@@ -117,7 +117,7 @@ def _typed(
         given: the user's float file, which its outputs are held to.
         feeder: of the float graph whose tensors `shapes` and `largest` tell of.
     """
-    chosen = feeder.sample(TYPED_IMAGES)
+    chosen = feeder.sample(max(LEAST, min(TYPED_IMAGES, PIXELS // feeder.pixels)))
     feeds = list(feeder.feeds(chosen))
     names = [value.name or "" for value in graph.graph.outputs]
     try:

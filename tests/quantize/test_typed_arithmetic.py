@@ -19,6 +19,7 @@ from random_graphs import Builder, networks
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.canonical import canonical
+from edgecnn.quantize.closeness import LOST, lost_db, picked
 from edgecnn.quantize.magnitudes import Magnitudes
 from edgecnn.quantize.rounded import rounded
 from edgecnn.quantize.sessions import open_session, run
@@ -276,6 +277,31 @@ def test_random_networks_in_fp16(tmp_path_factory: pytest.TempPathFactory, netwo
     (half,) = run(open_session(rounded(ir.load(folder / "typed.onnx")), simulate=True), feed)
     assert np.isfinite(half).all()
     assert decibel(exact, half) > min(decibel(exact, single), 40.0) - 3
+
+
+def test_one_row_that_changes_places_is_no_loss() -> None:
+    """Boxes sorted by their score, two of them nearly equal; a mask whose pixels differ; a NaN."""
+    rows = np.random.default_rng(0).random((1, 40, 6)).astype(np.float32)
+    swapped, exact = rows[:, [1, 0, *range(2, 40)]], [rows]
+    assert lost_db(exact, exact, [swapped], True, 40.0) == 0
+    assert lost_db(exact, exact, [swapped], None, 40.0) > 20
+    assert lost_db(exact, exact, [rows + np.float32(0.1)], True, 40.0) > 3
+    assert lost_db(exact, exact, [np.where(rows > 0.9, np.nan, rows)], True, 40.0) == LOST
+    mask = np.arange(4096, dtype=np.int64).reshape(1, 64, 64) % 21
+    for share, lost in ((0.02, 0), (0.4, 9)):
+        other = np.where(np.random.default_rng(1).random(mask.shape) < share, mask + 1, mask)
+        assert lost_db([mask], [mask], [other], False, 40.0) == pytest.approx(lost, abs=0.5)
+
+
+def test_what_lies_behind_an_index_is_known() -> None:
+    net = Net(3, size=64)
+    peaks = heatmap_peaks(net, net.conv("image", 4, 3, name="stem"))
+    largest = net.op("ArgMax", "stem_out", axis=1)
+    model = net.model(peaks)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(largest, onnx.TensorProto.INT64, None))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("stem_out", onnx.TensorProto.FLOAT, None))
+    graph = ir.serde.deserialize_model(model).graph
+    assert picked(graph) == {peaks: True, largest: False}
 
 
 def test_a_graph_that_fp16_cannot_hold_becomes_fp32(tmp_path: Path) -> None:

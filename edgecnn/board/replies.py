@@ -280,7 +280,7 @@ def _parsed(kind: type[R], content: Json, where: str) -> R:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part)[:60] for part in first["loc"])
+        place = printable(".".join(str(part)[:60] for part in first["loc"]))
         raise BadAnswer(f"{where}`{place}`: {first['msg']}, not {repr(first['input'])[:80]}") from None
     except RecursionError:
         raise BadAnswer(f"{where}nested too deep") from None

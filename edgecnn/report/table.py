@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from edgecnn.errors import printable
 from edgecnn.report import Report, State
 from edgecnn.report.ladder import Ladder
 from edgecnn.report.wording import (
@@ -30,8 +33,20 @@ STYLES: dict[State, str] = {
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print the report; `console` defaults to stdout."""
-    (console or Console()).print(as_table(report))
+    """Print the report; `console` defaults to stdout. Names of classes and devices in it are foreign text."""
+    (console or Console()).print(as_table(Report.model_validate(_printable(report.model_dump()))))
+
+
+def _printable(value: Any) -> Any:
+    match value:
+        case str():
+            return printable(value)
+        case dict():
+            return {_printable(key): _printable(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_printable(part) for part in value]
+        case _:
+            return value
 
 
 def as_table(report: Report) -> RenderableType:

@@ -102,6 +102,7 @@ def changed(do: str, *path: str | int, to: object) -> bytes:
         ("describe", last_word([]), "`result`"),
         ("describe", b'{"result": "ready"}', "`result`"),
         ("describe", changed("describe", "surprise", to=1), "`surprise`"),
+        ("describe", changed("describe", "backends", to={HOSTILE: 1}), "`backends.\\x1b]0;owned"),
         ("compile", changed("compile", "engine", to="../../.ssh/authorized_keys"), "`engine`"),
         ("compile", changed("compile", "size", to=-1), "`size`"),
         ("compile", changed("compile", "size", to=10**40), "`size`"),

@@ -50,6 +50,13 @@ def test_names_are_not_taken_for_markup(built):
     assert "[bold]x[/bold] [/nothing]" in text
 
 
+def test_nothing_in_a_report_steers_the_terminal(built):
+    odd = built.conditions.model_copy(update={"hardware": "\x1b]0;owned\x07Orin\u202e"})
+    text = _terminal(built.model_copy(update={"conditions": odd, "notes": ("class `\x1b[2J`",)}))
+    assert all(one.isprintable() or one == "\n" for one in text)
+    assert "\\x1b[2J" in text
+
+
 def test_markdown_has_a_row_for_each_check_and_figure(built):
     text = as_markdown(built)
     assert text.startswith("# edgecnn quickstart on cpu-x86: FAIL\n")

@@ -301,7 +301,9 @@ def scored(board: FaultyBoard, folder: Path) -> None:
     for file in files:
         write_answers(file, dense(range(4), {"logits": np.zeros((4, 3), np.float32)}))
         spoil(file, board.draw)
-    Recorded(files, 4, result["how"], ["logits"])({})
+    recorded = Recorded(files, 4, result["how"], ["logits"])
+    recorded.batch(0, 4)
+    assert recorded({})["logits"].shape == (4, 3)
 
 
 def bounded(board: FaultyBoard, folder: Path) -> None:

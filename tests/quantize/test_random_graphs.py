@@ -1,4 +1,4 @@
-"""500 random small CNNs through the quantizer: valid files, a bounded error, Q/DQ on exactly the placed edges."""
+"""250 random small CNNs through the quantizer: valid files, a bounded error, Q/DQ on exactly the placed edges."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGES = pictures(4)
 LARGEST_ERROR = 0.15
 # The same examples in every run; EDGECNN_EXAMPLES asks for another number of them.
 settings.register_profile(
-    "edgecnn", max_examples=int(os.environ.get("EDGECNN_EXAMPLES", "500")), derandomize=True, deadline=None,
+    "edgecnn", max_examples=int(os.environ.get("EDGECNN_EXAMPLES", "250")), derandomize=True, deadline=None,
     database=None, suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgecnn import progress
+from edgecnn.errors import EdgeError, InternalError
 from edgecnn.quantize.branches import take_branches
 from edgecnn.quantize.check import SMALL, inferred_values, load_checked
 from edgecnn.quantize.constants import add_initializer, constant
@@ -23,7 +24,7 @@ from edgecnn.quantize.fold_weights import fold_weights
 from edgecnn.quantize.folding import fold_shapes
 from edgecnn.quantize.names import Names, replace_value
 from edgecnn.quantize.opsets import TYPED_OPSET, at_typed_opset
-from edgecnn.quantize.sessions import complete_types
+from edgecnn.quantize.sessions import complete_types, open_session
 from edgecnn.quantize.widen import widen
 
 __all__ = ["TYPED_OPSET", "add_initializer", "canonical", "constant", "opset", "runnable"]
@@ -33,9 +34,20 @@ def canonical(path: Path) -> ir.Model:
     """Read, check and canonicalize an ONNX file.
 
     Raises:
-        EdgeError: see `check_onnx`; or the opset is below 13 and onnx cannot raise it.
+        EdgeError: see `check_onnx`; or the opset is below 13 and onnx cannot raise it; or onnxruntime refuses the file.
+        InternalError: onnxruntime takes the file, and edgecnn does not.
     """
     loaded = load_checked(path)
+    try:
+        return _canonical(loaded, path)
+    except (EdgeError, MemoryError, RecursionError):
+        raise
+    except Exception as error:  # the passes trust a graph that onnx's checker let through: whose fault is it?
+        open_session(runnable(path))
+        raise InternalError(f"edgecnn cannot bring `{path.name}` into its own form: {error}") from error
+
+
+def _canonical(loaded: onnx.ModelProto, path: Path) -> ir.Model:
     proto = at_typed_opset(_without_bfloat(loaded) or loaded, path)
     del proto.graph.value_info[:]  # inferred again below; stale ones would contradict folded nodes
     model: ir.Model = ir.serde.deserialize_model(proto)

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+import onnx.numpy_helper
 
 from edgecnn.errors import EdgeError
+from edgecnn.quantize.stored import check_sizes, check_tensors
 from edgecnn.quantize.wiring import check_wiring
 
 LOWEST_OPSET, HIGHEST_OPSET = 11, 23
+MOST_TURNS = 100_000  # of a Loop
 SMALL = 256  # elements: what shape arithmetic may need the values of
 _QUANTIZED_OPS = frozenset({
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QLinearAdd",
@@ -40,27 +43,44 @@ def load_checked(path: Path) -> onnx.ModelProto:
         raise EdgeError(f"`{path}` is not a readable ONNX file: {error}", "export the model again") from error
     if not model.graph.node or not model.graph.output:
         raise EdgeError(f"`{path}` holds no graph", "export the model again")
-    _external_data(model, path)
+    check_tensors(model, path)
     _opset(model, path)
     _not_quantized(model, path)
-    _input_ranks(model, path)
+    _ends(model, path)
     check_wiring(model, path)
+    _turns(model, path)
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise EdgeError(f"`{path}` fails the onnx checker: {reason}", "export the model again") from error
-    onnx.load_external_data_for_model(model, str(path.parent))
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+        inferred = inferred_values(model, declared=False)
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise EdgeError(f"shapes of `{path}` cannot be inferred: {reason}", "export the model again") from error
+    check_sizes(inferred, path)
+    _declared(model, inferred, path)
     return model
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in _nodes(graph):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+def _declared(model: onnx.ModelProto, inferred: onnx.GraphProto, path: Path) -> None:
+    """The outputs have the shapes that the file declares."""
+    for told, found in zip(model.graph.output, inferred.output, strict=True):
+        kinds = told.type.tensor_type, found.type.tensor_type
+        if not all(kind.HasField("shape") for kind in kinds):
+            continue
+        wants, has = ([dim.dim_value for dim in kind.shape.dim] for kind in kinds)
+        if len(wants) != len(has) or any(a > 0 and b > 0 and a != b for a, b in zip(wants, has, strict=True)):
+            raise EdgeError(
+                f"output `{told.name}` of `{path}` is declared as {_sizes(wants)}; the graph computes {_sizes(has)}",
+                "declare its real shape: export again, or clear it and run onnx.shape_inference.infer_shapes",
+            )
+
+
+def _sizes(dims: list[int]) -> str:
+    return " x ".join(str(dim) if dim > 0 else "?" for dim in dims) or "one number"
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -71,19 +91,11 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def _external_data(model: onnx.ModelProto, path: Path) -> None:
-    for tensor in _tensors(model.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        name = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        if not name or not (path.parent / name).is_file():
-            raise EdgeError(
-                f"`{path}` keeps the weights `{tensor.name}` in the file `{name}`, which is missing",
-                f"put `{name}` beside the ONNX file, or export with the weights inside",
-            )
-
-
 def _opset(model: onnx.ModelProto, path: Path) -> None:
+    told = {(entry.domain or "ai.onnx", entry.version) for entry in model.opset_import}
+    domains = [domain for domain, _ in told]
+    if twice := next((name for name in domains if domains.count(name) > 1), None):
+        raise EdgeError(f"`{path}` gives two opsets of {twice}", "export the model again")
     opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     version = opsets.get("ai.onnx")
     if version is None or not LOWEST_OPSET <= version <= HIGHEST_OPSET:
@@ -102,14 +114,22 @@ def _not_quantized(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def inferred_values(model: onnx.ModelProto) -> onnx.GraphProto:
-    """The graph with shapes inferred, its large weights left out: copying them would be most of the time."""
+def inferred_values(model: onnx.ModelProto, *, declared: bool = True) -> onnx.GraphProto:
+    """The graph with shapes inferred, its large weights left out: copying them would be most of the time.
+
+    Args:
+        declared: what the file says of its tensors is believed; False: only of its inputs.
+    """
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = model.graph
     light.metadata_props.extend(model.metadata_props)
     light.graph.name = graph.name
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(light.graph, field).extend(getattr(graph, field))
+    if not declared:
+        del light.graph.value_info[:]
+        for value in light.graph.output:
+            value.type.tensor_type.ClearField("shape")
     given = {value.name for value in graph.input}
     for tensor in graph.initializer:
         if math.prod(tensor.dims) <= SMALL or tensor.name in given:
@@ -119,14 +139,44 @@ def inferred_values(model: onnx.ModelProto) -> onnx.GraphProto:
     return onnx.shape_inference.infer_shapes(light, data_prop=True).graph
 
 
-def _input_ranks(model: onnx.ModelProto, path: Path) -> None:
+def _turns(model: onnx.ModelProto, path: Path) -> None:
+    """A Loop ends while somebody waits for it."""
+    told = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT64}
+    told |= {node.output[0]: a.t for node in _nodes(model.graph) for a in node.attribute if node.op_type == "Constant"}
+    for node in _nodes(model.graph):
+        if node.op_type != "Loop" or not node.input or node.input[0] not in told:
+            continue
+        turns = onnx.numpy_helper.to_array(told[node.input[0]])
+        if turns.size == 1 and int(turns.reshape(-1)[0]) > MOST_TURNS:
+            raise EdgeError(
+                f"Loop `{node.name}` of `{path}` runs {int(turns.reshape(-1)[0]):,} times, more than {MOST_TURNS:,}",
+                "export the model without that loop",
+            )
+
+
+def _ends(model: onnx.ModelProto, path: Path) -> None:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if not inputs:
         raise EdgeError(f"`{path}` has no input", "export the model again")
+    for kind, values in (("input", inputs), ("output", list(model.graph.output))):
+        names = [value.name for value in values]
+        for value in values:
+            if not value.name or names.count(value.name) > 1:
+                raise EdgeError(f"`{path}` has {kind}s without a name of their own: {names}", "export the model again")
+            if value.type.WhichOneof("value") not in (None, "tensor_type"):
+                raise EdgeError(
+                    f"{kind} `{value.name}` of `{path}` is not a tensor", "export the model with tensors at its ends"
+                )
     for value in inputs:
         if not value.type.tensor_type.HasField("shape"):
             raise EdgeError(
                 f"input `{value.name}` of `{path}` has no rank",
                 "export with a shape for every input; a dynamic batch is fine, an unknown number of dimensions is not",
             )
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value <= 0:
+                raise EdgeError(
+                    f"input `{value.name}` of `{path}` has a dimension of {dim.dim_value}",
+                    "export it with its real size, or as a named dynamic dimension",
+                )

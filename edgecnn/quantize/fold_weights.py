@@ -5,6 +5,8 @@ onnxruntime computes them, once; a value that is larger than what it comes from 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -16,6 +18,7 @@ _NOT = frozenset({
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "If", "Loop",
     "Scan", "Constant", "QuantizeLinear", "DequantizeLinear",
 })  # fmt: skip
+_LARGEST = 2**24  # the same, of what is computed on the way
 _FREE = 1024  # elements more than its sources that a value may have
 
 
@@ -34,9 +37,12 @@ def fold_weights(model: ir.Model) -> int:
             continue
         if any(value not in decided for value in inputs):
             continue
+        sources = sum(decided[one] for one in inputs)
+        if any(value.name and not _size(value) <= sources + _LARGEST for value in node.outputs):
+            continue  # it would take memory that nothing bounds
         nodes.append(node)
         for value in node.outputs:
-            decided[value] = sum(decided[one] for one in inputs)
+            decided[value] = sources
     made = set(nodes)
     wanted = [
         value
@@ -59,6 +65,12 @@ def fold_weights(model: ir.Model) -> int:
         graph.register_initializer(known)
         folded += 1
     return folded
+
+
+def _size(value: ir.Value) -> float:
+    """Elements of a tensor; infinitely many where a size is not known."""
+    sizes = list(value.shape) if value.shape is not None else [None]
+    return math.prod(float(size) if isinstance(size, int) else math.inf for size in sizes)
 
 
 def _computed(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> list[np.ndarray | None]:

@@ -17,6 +17,7 @@ def check_wiring(model: onnx.ModelProto, path: Path) -> None:
         EdgeError: always then; it names the node and the tensor.
     """
     graph = model.graph
+    _check_nodes(model, path)
     given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     given |= {tensor.values.name for tensor in graph.sparse_initializer}
     makers = {name: node for node in graph.node for name in node.output if name}
@@ -39,6 +40,25 @@ def check_wiring(model: onnx.ModelProto, path: Path) -> None:
                 f"output `{value.name}` of `{path}` has no shape",
                 "save it once with onnx.shape_inference.infer_shapes, or export with shapes for the outputs",
             )
+
+
+def _check_nodes(model: onnx.ModelProto, path: Path) -> None:
+    """Every node does something, no two initializers share a name, and no local function calls itself."""
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        if not node.op_type or not any(node.output):
+            what = f"`{node.name}` ({node.op_type or 'of no operator'})"
+            raise EdgeError(f"node {what} of `{path}` has no operator or no output", "export the model again")
+    names = [tensor.name for tensor in model.graph.initializer]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise EdgeError(f"`{path}` has two initializers called `{twice}`", "export the model again")
+    calls = {(one.domain, one.name): {(node.domain, node.op_type) for node in one.node} for one in model.functions}
+    while ends := [name for name, called in calls.items() if not called & calls.keys()]:
+        for name in ends:
+            del calls[name]
+    if calls:
+        domain, name = next(iter(calls))
+        raise EdgeError(f"function `{domain}.{name}` of `{path}` calls itself", "a function must end: export again")
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
+from edgecnn.foreign import of_told_size
 from edgecnn.hosts import HERE, Boards
 from edgecnn.recipe import BenchSpec
 from edgecnn.report.board_figures import board_notes, board_text
@@ -18,9 +20,13 @@ from edgecnn.yaml_file import parse_yaml
 
 
 def bench(
-    model: Path, baseline: Path | None, profile: DeviceProfile, sets: Sequence[str], boards: Boards = HERE
-) -> tuple[dict[str, Any], str]:
+    model: Path, baseline: Path | None, profile: DeviceProfile, sets: Sequence[str], boards: Boards = HERE,
+    preprocessing: str = "",
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Time `model`, alternating with `baseline` when given; returns (JSON document, text). Milliseconds per batch.
+
+    Args:
+        preprocessing: as `--input` has it: the size of images that a graph leaves free, and its layout.
 
     Raises:
         EdgeError: a file is missing, a setting is wrong, or the device can't run anything here.
@@ -31,7 +37,12 @@ def bench(
         if not path.is_file():
             raise EdgeError(f"no model or engine `{path}`")
     spec, target = bench_spec(sets), connect(profile, boards)
-    times = target.time_files(baseline or model, model, spec)
+    with tempfile.TemporaryDirectory(prefix="edgecnn-") as scratch:
+        first, second = (
+            of_told_size(one, preprocessing, Path(scratch, str(number)))
+            for number, one in enumerate((baseline or model, model))
+        )
+        times = target.time_files(first, second, spec)
     if times is None:
         raise EdgeError(
             f"`{profile.name}` cannot be timed here: {target.facts.hardware}",

@@ -11,6 +11,7 @@ from edgecnn.cli_options import (
     AsJson,
     DeviceGiven,
     Hosts,
+    InputText,
     Links,
     LockClocks,
     PowerMode,
@@ -29,6 +30,7 @@ def bench(
         Path | None, typer.Option(help="Another model or engine, timed alternately with the first.")
     ] = None,
     device: DeviceGiven = "cpu-x86",
+    input_: InputText = "",
     host: Hosts = [],  # noqa: B006  # typer reads it
     link: Links = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
@@ -42,7 +44,7 @@ def bench(
 
     with shown(as_json, quiet):
         document, text = bench_files(
-            model, baseline, device=device, boards=boards_of(host, link),
+            model, baseline, device=device, boards=boards_of(host, link), preprocessing=input_,
             sets=[*set_, *timing_sets(power_mode, lock_clocks)],
         )  # fmt: skip
     print_result(as_json, document, text)

@@ -174,13 +174,14 @@ def quantize_file(
 
 
 def bench_files(
-    model: Path, baseline: Path | None, *, device: str, sets: Sequence[str], boards: Boards = HERE
-) -> tuple[dict[str, Any], str]:
+    model: Path, baseline: Path | None, *, device: str, sets: Sequence[str], boards: Boards = HERE,
+    preprocessing: str = "",
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Time one file, or two as interleaved pairs, on a device that is here or that a host answers for."""
     from edgecnn.bench_files import bench
 
     profile = load_device(device)
-    return bench(model, baseline, profile, sets, boards.of(profile))
+    return bench(model, baseline, profile, sets, boards.of(profile), preprocessing)
 
 
 def doctor_findings() -> tuple[list[dict[str, str]], str]:

@@ -14,9 +14,11 @@ from edgecnn.device import DeviceProfile, kernels
 from edgecnn.errors import EdgeError
 from edgecnn.foreign_boxes import as_detector, labelled_boxes, share_out_boxes
 from edgecnn.foreign_budget import promise_of, recover_of, share_out, verdict_of
+from edgecnn.foreign_input import fixed, free_sides, image_shapes, told_by_exporter
 from edgecnn.io_contract import InputContract, IoContract, OutputContract, read_contract
 from edgecnn.needs import check_writable
-from edgecnn.quantize import check_onnx, quantize_model
+from edgecnn.progress import current
+from edgecnn.quantize import check_onnx, check_readable, quantize_model
 from edgecnn.recipe import EffortName, Normalization, QuantizeSpec, RangeMethod
 from edgecnn.recipe_file import nearest_hint
 from edgecnn.store import Artifact
@@ -72,16 +74,17 @@ def quantize_foreign(
     with tempfile.TemporaryDirectory(prefix="edgecnn-") as scratch:
         made = Path(scratch, "quantize")
         made.mkdir()
+        given = _of_one_size(model, contract, feeds, made) if target.scheme.placement == "tensorrt" else model
         if contract is not None:
             pixels, selected, held = (
                 share_out_boxes(boxes, contract, spec, promise) if boxes else share_out(data, contract, spec, promise)
             )
             quantize_model(
-                made, spec, target.scheme, model, pixels, contract, promise=promise, selected=selected, held=held,
+                made, spec, target.scheme, given, pixels, contract, promise=promise, selected=selected, held=held,
                 kernels=kernels(target.scheme, target.facts), folder=out / ".climb",
             )  # fmt: skip
         elif feeds is not None:
-            quantize_model(made, spec, target.scheme, model, feeds, None, promise=promise, folder=out / ".climb")
+            quantize_model(made, spec, target.scheme, given, feeds, None, promise=promise, folder=out / ".climb")
         compiled = Path(scratch, "compile")
         compiled.mkdir()
         target.compile(compiled, profile, target.facts, Artifact("quantize", "", made))
@@ -97,6 +100,41 @@ def quantize_foreign(
         names = {"model.onnx": "model.int8.onnx", "typed.onnx": "model.int8.typed.onnx", "report.json": "report.json"}
         written = [_deliver(made / name, out / final) for name, final in names.items() if (made / name).exists()]
     return document, _text(document, written)
+
+
+def _of_one_size(model: Path, contract: IoContract | None, feeds: NamedArrays | None, folder: Path) -> Path:
+    """The model, or a copy whose free sizes are those of its images: TensorRT leaves the batch alone free."""
+    if not (free := free_sides(model)):
+        return model
+    if contract is not None:
+        shapes = image_shapes(model, contract.input.size, contract.input.layout)
+    else:
+        shapes = {name: tuple(shape) for name, shape in feeds.shapes().items() if name in free} if feeds else {}
+    told = ", ".join(f"`{name}` {' x '.join(map(str, shape[1:]))}" for name, shape in shapes.items())
+    current().note(f"the INT8 model takes {told} only: TensorRT builds for one size")
+    copies = folder / "one_size"
+    copies.mkdir()
+    return fixed(model, shapes, copies)
+
+
+def of_told_size(model: Path, text: str, folder: Path) -> Path:
+    """The file to time: itself, or a copy under `folder` with the size that `--input` or its exporter tells.
+
+    Raises:
+        EdgeError: the file is damaged; no size is told for a graph that leaves it free, or one that contradicts it.
+    """
+    if model.suffix != ".onnx":
+        return model
+    check_readable(model)
+    if not (text or free_sides(model)):
+        return model
+    told = {**told_by_exporter(model), **_parse(text)}
+    size = _size(told, [None, None], str(model)) if "size" in told else None
+    shapes = image_shapes(model, size, told.get("layout", ""))
+    if not shapes:
+        return model
+    folder.mkdir()
+    return fixed(model, shapes, folder)
 
 
 def _deliver(source: Path, final: Path) -> Path:
@@ -196,7 +234,7 @@ def feeds_of(model: Path, data: Path) -> NamedArrays | None:
 
 
 def contract_of(model: Path, text: str, fit: str = "crop") -> IoContract:
-    """The model's contract: from its own metadata, else from what `--input` tells and its graph shows.
+    """The model's contract: from its own metadata, else from what `--input`, its exporter and its graph tell.
 
     Args:
         fit: how images are brought to size where neither says it.
@@ -207,7 +245,12 @@ def contract_of(model: Path, text: str, fit: str = "crop") -> IoContract:
     found = read_contract(model)
     if found and text:
         raise EdgeError(f"`{model}` carries its own preprocessing, and --input gives another", "leave --input out")
-    return found or _inferred(model, {"fit": fit, **_parse(text)})
+    if found:
+        return found
+    exported = told_by_exporter(model)
+    if not free_sides(model):
+        exported.pop("size", None)  # the graph itself says it
+    return _inferred(model, {"fit": fit, **exported, **_parse(text)})
 
 
 def _parse(text: str) -> dict[str, str]:

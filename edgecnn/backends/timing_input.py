@@ -23,7 +23,8 @@ def feeds(inputs: tuple[TensorInfo, ...], batch: int, file: Path) -> Arrays:
     for one in inputs:
         if None in one.shape[1:]:
             raise EdgeError(
-                f"`{file}` cannot be timed: input `{one.name}` has free dimensions {one.shape}", "fix its size"
+                f"`{file}` cannot be timed: input `{one.name}` has free dimensions {one.shape}",
+                "of an image tell the size: --input size=224; else export it with its sizes fixed",
             )
         fixed = one.shape[0] if one.shape else None
         if fixed not in (None, batch):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgecnn.quantize.judge import Selected
     from edgecnn.quantize.judge_boxes import SelectedBoxes
 
-__all__ = ["check_onnx", "quantize", "quantize_model", "suppress", "typed_float"]
+__all__ = ["check_onnx", "check_readable", "quantize", "quantize_model", "suppress", "typed_float"]
 
 
 @decided_by("onnx", "onnx-ir", "onnxruntime", "numpy", "torch")
@@ -150,5 +150,16 @@ def check_onnx(path: Path) -> None:
             quantized; an input or a tensor of dynamic rank.
     """
     from edgecnn.quantize.check import check_onnx as check
+
+    check(path)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a damaged or hostile ONNX file, whatever it is for.
+
+    Raises:
+        EdgeError: not readable; its tensors or its wiring are not what they say; no input of a known rank.
+    """
+    from edgecnn.quantize.check import check_readable as check
 
     check(path)

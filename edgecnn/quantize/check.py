@@ -33,8 +33,20 @@ def check_onnx(path: Path) -> None:
     load_checked(path)
 
 
-def load_checked(path: Path) -> onnx.ModelProto:
-    """`check_onnx`, then the model with its external data in memory."""
+def check_readable(path: Path) -> None:
+    """Refuse a file that is damaged or hostile; it may be quantized, and of any opset.
+
+    Raises:
+        EdgeError: not readable; its tensors or its wiring are not what they say; no input of a known rank.
+    """
+    model = _read(path)
+    _ends(model, path)
+    check_wiring(model, path)
+    _turns(model, path)
+    check_sizes(_inferred(model, path), path)
+
+
+def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise EdgeError(f"`{path}` does not exist", "give the path of an ONNX file")
     try:
@@ -44,6 +56,23 @@ def load_checked(path: Path) -> onnx.ModelProto:
     if not model.graph.node or not model.graph.output:
         raise EdgeError(f"`{path}` holds no graph", "export the model again")
     check_tensors(model, path)
+    return model
+
+
+def _inferred(model: onnx.ModelProto, path: Path) -> onnx.GraphProto:
+    try:
+        return inferred_values(model, declared=False)
+    except Exception as error:
+        raise EdgeError(f"shapes of `{path}` cannot be inferred: {_reason(error)}", "export the model again") from error
+
+
+def _reason(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def load_checked(path: Path) -> onnx.ModelProto:
+    """`check_onnx`, then the model with its external data in memory."""
+    model = _read(path)
     _opset(model, path)
     _not_quantized(model, path)
     _ends(model, path)
@@ -52,14 +81,9 @@ def load_checked(path: Path) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EdgeError(f"`{path}` fails the onnx checker: {reason}", "export the model again") from error
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-        inferred = inferred_values(model, declared=False)
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EdgeError(f"shapes of `{path}` cannot be inferred: {reason}", "export the model again") from error
+        raise EdgeError(f"`{path}` fails the onnx checker: {_reason(error)}", "export the model again") from error
+    onnx.load_external_data_for_model(model, str(path.parent))
+    inferred = _inferred(model, path)
     check_sizes(inferred, path)
     _declared(model, inferred, path)
     return model

@@ -18,6 +18,7 @@ _BITS = {
     TensorProto.UINT32: 32, TensorProto.UINT64: 64, TensorProto.COMPLEX64: 64, TensorProto.COMPLEX128: 128,
     TensorProto.BFLOAT16: 16, TensorProto.FLOAT8E4M3FN: 8, TensorProto.FLOAT8E4M3FNUZ: 8, TensorProto.FLOAT8E5M2: 8,
     TensorProto.FLOAT8E5M2FNUZ: 8, TensorProto.UINT4: 4, TensorProto.INT4: 4,
+    23: 4, 24: 8, 25: 2, 26: 2,  # FLOAT4E2M1, FLOAT8E8M0, UINT2, INT2: not every onnx has the names
 }  # fmt: skip
 _FIELDS = {
     TensorProto.FLOAT: ("float_data", 1), TensorProto.COMPLEX64: ("float_data", 2),
@@ -57,7 +58,7 @@ def _stored(tensor: TensorProto, bits: int) -> int:
         return len(tensor.raw_data)
     field, each = _FIELDS.get(tensor.data_type, ("int32_data", 1))
     entries = len(getattr(tensor, field)) // each
-    return entries if bits < 8 else entries * bits // 8  # 4-bit values are packed in pairs
+    return entries if bits < 8 else entries * bits // 8  # narrower values come packed in bytes
 
 
 def _check_outside(tensor: TensorProto, path: Path, label: str, size: int) -> None:

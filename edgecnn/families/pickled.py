@@ -72,16 +72,21 @@ def read_torch(path: Path, whole: re.Pattern[str] | None, *, trusted: bool) -> A
     except EdgeError:
         raise
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        text = str(error).split("\n")[0]
+        if "TorchScript" in str(error):
+            raise EdgeError(
+                f"`{path}` is a TorchScript archive, which holds code beside its weights",
+                "save its state dict: torch.save(torch.jit.load(path).state_dict(), 'weights.pt')",
+            ) from error
+        text = str(error).split("\n")[0] or type(error).__name__
         raise EdgeError(f"`{path}` is not a readable torch file: {text}", "fetch or save it again") from error
 
 
 def _refuse_swollen(path: Path) -> None:
-    """torch.save never packs: records larger than the file would only fill the memory."""
+    """torch.save never packs, TorchScript only its code: much larger records would only fill the memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
-        if claimed > path.stat().st_size:
+        if claimed > 2 * path.stat().st_size + (1 << 20):
             raise EdgeError(
                 f"`{path}` is not a readable torch file: its records would take {claimed:,} bytes, "
                 f"the file has {path.stat().st_size:,}",

@@ -147,6 +147,7 @@ def _published(model: ModelSpec, name: str) -> Path:
 def _fit(net: nn.Module, state: State, source: str, *, new_head: bool) -> None:
     """Copy weights; with another number of classes the class branches of the head start untrained, and it is said."""
     own = net.state_dict()
+    state = _unfused(net, state, source)
     head = re.compile(rf"model\.{len(net.model) - 1}\.cv3\.")
     misfits = [name for name in state if name in own and state[name].shape != own[name].shape and head.match(name)]
     last = [name for name in misfits if name.endswith(".2.weight")]
@@ -161,6 +162,25 @@ def _fit(net: nn.Module, state: State, source: str, *, new_head: bool) -> None:
         progress.current().note(f"{source}: {given} classes; the head's class branches for {classes} start untrained")
         state = {**state, **{name: own[name] for name in misfits}}
     fit_state(net, state, source, new_head=False)
+
+
+def _unfused(net: nn.Module, state: State, source: str) -> State:
+    """Weights saved after Ultralytics' `fuse`, with BatchNorm put back as one that changes nothing."""
+    added: State = {}
+    for name, module in net.named_modules():
+        norm = getattr(module, "bn", None)
+        if not isinstance(norm, nn.BatchNorm2d) or f"{name}.bn.weight" in state or f"{name}.conv.bias" not in state:
+            continue
+        ones = torch.ones(norm.num_features)
+        added |= {
+            f"{name}.bn.weight": ones * (1 + norm.eps) ** 0.5, f"{name}.bn.bias": state[f"{name}.conv.bias"],
+            f"{name}.bn.running_mean": 0 * ones, f"{name}.bn.running_var": ones,
+        }  # fmt: skip
+    if not added:
+        return state
+    progress.current().note(f"{source}: BatchNorm was folded into its weights; put back as one that changes nothing")
+    fused = {f"{name.removesuffix('.bn.weight')}.conv.bias" for name in added if name.endswith(".bn.weight")}
+    return {name: value for name, value in state.items() if name not in fused} | added
 
 
 def head_of(net: nn.Module) -> Any:

@@ -88,6 +88,21 @@ def test_functions_of_allowed_modules_are_not_allowed(net: Any, tmp_path: Path) 
         family.create(spec(weights=path), 3, 3)
 
 
+def test_a_fused_network_answers_as_before(net: Any, tmp_path: Path) -> None:
+    from copy import deepcopy
+
+    other = deepcopy(net)
+    for module in other.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_var.uniform_(0.5, 1.5)
+    path = saved(tmp_path / "fused.pt", {"model": deepcopy(other).fuse(verbose=False)})
+    again = family.create(spec(weights=path), 3, 3)
+    images = torch.rand(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(again(images)[0], other(images)[0], rtol=1e-3, atol=1e-3)
+
+
 def test_a_state_dict_loads(net: Any, tmp_path: Path) -> None:
     path = saved(tmp_path / "state.pt", net.state_dict())
     again = family.create(spec(weights=path), 3, 3)

@@ -88,6 +88,12 @@ def test_unreadable_files(tmp_path: Path, name: str, content: bytes, told: str) 
         read_weights(tmp_path / name)
 
 
+def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "net.pt"))
+    with pytest.raises(EdgeError, match="is a TorchScript archive"):
+        read_weights(tmp_path / "net.pt")
+
+
 def test_other_contents(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match="do not exist"):
         read_weights(tmp_path / "none.pt")

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgecnn import families
 from edgecnn.errors import EdgeError
 from edgecnn.gate import Evidence
 from edgecnn.recipe import Recipe
@@ -17,8 +18,8 @@ from edgecnn.store import Artifact, code_version
 from edgecnn.yaml_file import dump_yaml
 
 LIBRARIES = (
-    "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "torchvision", "timm", "openvino", "tensorrt-rtx-cu13",
-    "tensorrt",
+    "numpy", "pillow", "scipy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "torch",
+    *families.LIBRARIES, "faster-coco-eval", "openvino", "tensorrt-rtx-cu13", "tensorrt",
 )  # fmt: skip
 
 

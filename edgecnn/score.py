@@ -45,7 +45,7 @@ class Outcomes:
         return float(np.mean(self.outcome, dtype=np.float64))
 
 
-@decided_by("onnxruntime", "onnxruntime-gpu")
+@decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval")
 def score_reference(out: Path, spec: ScoreSpec, plain: Artifact, data: Artifact) -> None:
     """Stage: the float model under onnxruntime on this host, FP32, all optimizations on."""
     score_file(out, spec, plain.path / "model.onnx", data.path, backend=None)

@@ -159,7 +159,7 @@ class Local:
             out, profile, quantized, built=True, runnable=True, checks=(done,), note=f"{title} runs the graph itself"
         )
 
-    @decided_by("onnxruntime", "onnxruntime-gpu")
+    @decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval")
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target. The real INT8 kernels of this CPU."""
         quantized = engine_io.read_engine(engine.path).quantized
@@ -200,6 +200,7 @@ class LocalGpu:
             engine=f"{profile.name}.engine", seconds=seconds,
         )  # fmt: skip
 
+    @decided_by("faster-coco-eval")
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target."""
         score_file(

@@ -44,7 +44,7 @@ class Offline:
         """See Target."""
         return resolve(self.profile.scheme, self.facts)
 
-    @decided_by("onnx")
+    @decided_by("onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
     def compile(self, out: Path, profile: DeviceProfile, facts: DeviceFacts, model: Artifact) -> None:
         """See Target."""
         graph, quantized = engine_io.take_graphs(out, profile, model.path)
@@ -62,7 +62,7 @@ class Offline:
             case "tensorrt":
                 self._check_only(out, graph, quantized)
 
-    @decided_by("onnxruntime", "onnxruntime-gpu")
+    @decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval")
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target. The graph evaluated in float, which stands for the device and is marked `simulated`."""
         model = engine.path / "model.onnx"

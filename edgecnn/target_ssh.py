@@ -29,7 +29,7 @@ from edgecnn.hosts import Boards
 from edgecnn.io_contract import IoContract, read_contract
 from edgecnn.recipe import BenchSpec, ScoreSpec
 from edgecnn.score_ssh import score_on
-from edgecnn.store import Artifact
+from edgecnn.store import Artifact, decided_by
 from edgecnn.target import is_device, weights_detail
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ class SshTarget:
             seconds=answer["seconds"],
         )  # fmt: skip
 
+    @decided_by("faster-coco-eval")
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target. The images and the engine travel once; the answers come back, and are judged here."""
         made = engine_io.read_engine(engine.path)

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["check_onnx", "check_readable", "quantize", "quantize_model", "suppress", "typed_float"]
 
 
-@decided_by("onnx", "onnx-ir", "onnxruntime", "numpy", "torch")
+LIBRARIES = (
+    "numpy", "onnx", "onnx-ir", "onnxruntime", "pillow", "scipy", "timm", "torch", "torchvision", "ultralytics",
+)  # fmt: skip
+
+
+@decided_by(*LIBRARIES)
 def quantize(
     out: Path, spec: QuantizeSpec, promise: Promise, scheme: Scheme, kernels: str, student: Student, images: DataSpec,
     plain: Artifact, trained: Artifact, data: Artifact,

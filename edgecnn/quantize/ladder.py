@@ -22,7 +22,7 @@ from typing import get_args
 from edgecnn import progress
 from edgecnn.disk import is_full
 from edgecnn.errors import EdgeError
-from edgecnn.quantize import checkpoint
+from edgecnn.quantize import LIBRARIES, checkpoint
 from edgecnn.quantize.candidate import Candidate, Drop, Tools, first
 from edgecnn.quantize.coverage import coverage
 from edgecnn.quantize.judge import Fidelity
@@ -36,7 +36,6 @@ from edgecnn.versions import code_version, install_command, installed_version
 Rung = Callable[[Candidate, Tools], Candidate]
 RUNGS: tuple[RungName, ...] = get_args(RungName)
 _MORE = "give more labelled images, or name the last rung with `recover: {stop_at: …}` (--recover)"
-LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
 
 
 def load_rung(name: RungName) -> Rung:

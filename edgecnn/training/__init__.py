@@ -12,7 +12,7 @@ from edgecnn.store import Artifact, decided_by
 from edgecnn.training.job import TrainJob
 
 
-@decided_by("torch", *LIBRARIES)
+@decided_by("torch", *LIBRARIES, "pillow")
 def train(out: Path, spec: Student | TeacherSpec, images: DataSpec, data: Artifact, teacher: Artifact | None) -> None:
     """Write weights.safetensors (the best epoch's, averaged if EMA is on), model.json and history.json.
 

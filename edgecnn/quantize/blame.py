@@ -13,8 +13,10 @@ from edgecnn.quantize.rounded import rounded
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run
 
 _HARM = 1e-4  # noise over signal: below, nothing is to blame
-_GROWTH = 10.0  # of noise over signal, from a node's inputs to its output
-_MOST = 8  # nodes at a time: what follows from them may be right after that
+# Of noise over signal, from a node's inputs to its output. A layer averages the errors of what it reads; where it makes
+# far more of them, its products cancel, and its weights may not be rounded either.
+_GROWTH, _LAYER_GROWTH = 10.0, 100.0
+_MOST = 32  # nodes at a time: what follows from them may be right after that
 _ROUNDING = 1e-8
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
@@ -35,9 +37,9 @@ def blamed(model: ir.Model, halves: ir.Model, feeds: list[Feeds], known: dict[st
         if after <= _HARM or node.name in known or node.op_type in _QDQ:
             continue
         before = max((ratios.get(value.name or "", 0.0) for value in node.inputs if value is not None), default=0.0)
-        if math.isinf(before) or (node.op_type in LAYERS and math.isfinite(after)):
-            continue
-        found.append((after / max(before, _ROUNDING), node))
+        growth = after / max(before, _ROUNDING)
+        if math.isfinite(before) and (node.op_type not in LAYERS or growth >= _LAYER_GROWTH):
+            found.append((growth, node))
     found.sort(key=lambda entry: -entry[0])
     chosen = [node for growth, node in found if growth >= _GROWTH][:_MOST] or [node for _, node in found[:1]]
     wide: dict[str, str] = {}

@@ -16,6 +16,7 @@ from edgecnn.stats import Sqnr, powers, sqnr
 LOST = 200.0  # dB: nothing is left
 _SORTING = frozenset({"TopK", "NonMaxSuppression", "NonZero", "Unique", "Compress"})
 _PICKING = frozenset({"ArgMax", "ArgMin"})
+_BROKEN_DB, _CHANCE_DB = 6.0, 10.0  # what is this far from float in FP32 already, moves by so much with every rounding
 _ALIKE = 0.01  # of an output's largest value
 _OTHERS = 0.05  # share of entries that may differ: as many do in FP32 where two are nearly equal
 Arrays = list[np.ndarray]
@@ -55,7 +56,9 @@ def lost_db(exact: Arrays, fp32: Arrays, half: Arrays, order: bool | None, clean
     if order is None and exact[0].dtype.kind == "f":
         before, after = ratio(exact, fp32), ratio(exact, half)
         pairs = ((before.pooled, after.pooled), (before.median, after.median))
-        return max(0.0, *(min(one, clean_db) - other for one, other in pairs))
+        return max(
+            0.0, *(min(one, clean_db) - other - (_CHANCE_DB if one < _BROKEN_DB else 0.0) for one, other in pairs)
+        )
     before_share, after_share = (
         float(np.mean([_others(exact[place], found[place], bool(order)) for place in same])) for found in (fp32, half)
     )

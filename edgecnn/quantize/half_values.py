@@ -37,18 +37,21 @@ _UNSIGNED = frozenset({"Relu", "Abs", "Sqrt", "Exp", "Sigmoid", "HardSigmoid", "
                        "ReduceL2", "ReduceSumSquare", "GlobalLpPool"})  # fmt: skip
 
 
-def demanded(graph: ir.Graph, smallest: dict[str, float]) -> dict[str, str]:
+def demanded(graph: ir.Graph, smallest: dict[str, float], *, deep: bool = False) -> dict[str, str]:
     """Nodes that stay FP32 because they read or make values that FP16 loses, by name, with why.
 
     Args:
         smallest: smallest magnitude seen that isn't zero, by tensor.
+        deep: through layers that are not INT8 too. A filter whose small answers count, as a spectrum's do before its
+            logarithm, takes them from what is large: its input may not be rounded either.
     """
     wide: dict[str, str] = {}
     asked: dict[ir.Value, float] = {}
+    filtered: set[ir.Value] = set()
     waiting = [(node, value, 0.0, node) for node in graph for value in _decided(node)]
     while waiting:
         reader, value, least, origin = waiting.pop()
-        least = max(least, _attained(value, smallest))
+        least = least if value in filtered else max(least, _attained(value, smallest))
         if least >= LEAST or np.isinf(least):
             continue
         why = f"{origin.op_type} `{origin.name}` depends on values of `{value.name}` as small as {least:.1g}"
@@ -58,7 +61,12 @@ def demanded(graph: ir.Graph, smallest: dict[str, float]) -> dict[str, str]:
             continue
         asked[value] = least
         wide.setdefault(producer.name or "", why)
-        waiting.extend((producer, source, need, origin) for source, need in _passed(producer, least, smallest))
+        passed = _passed(producer, least)
+        if deep and producer.op_type in _LAYERS and producer.inputs[0] is not None:
+            passed = [(producer.inputs[0], least)]
+        if deep and (producer.op_type in _LAYERS or value in filtered):
+            filtered.update(source for source, _ in passed)
+        waiting.extend((producer, source, need, origin) for source, need in passed)
     return wide
 
 
@@ -74,7 +82,7 @@ def watched(graph: ir.Graph) -> list[str]:
         seen[value] = None
         producer = value.producer()
         if producer is not None:
-            waiting.extend(source for source, _ in _passed(producer, 0.0, {}))
+            waiting.extend(source for source, _ in _passed(producer, 0.0))
     return [value.name for value in seen if value.name and value.dtype == _FLOAT]
 
 
@@ -169,7 +177,7 @@ def _whole_power(node: ir.Node) -> bool:
     return exponent is not None and bool(np.all(exponent > 0) and np.all(exponent == np.round(exponent)))
 
 
-def _passed(node: ir.Node, least: float, smallest: dict[str, float]) -> list[tuple[ir.Value, float]]:
+def _passed(node: ir.Node, least: float) -> list[tuple[ir.Value, float]]:
     """Inputs that must be as exact as the output, and down to which magnitude each."""
     floats = [value for value in node.inputs if value is not None and value.dtype == _FLOAT]
     if node.op_type in _PASSING:

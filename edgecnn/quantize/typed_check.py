@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgecnn import progress
 from edgecnn.quantize.blame import blamed
 from edgecnn.quantize.closeness import lost_db, picked, ratio
+from edgecnn.quantize.half_values import demanded
 from edgecnn.quantize.magnitudes import Magnitudes
 from edgecnn.quantize.placement import LAYERS
 from edgecnn.quantize.rounded import rounded
@@ -92,22 +93,22 @@ class Reference:
 
 def checked(model: ir.Model, measured: Magnitudes, reference: Reference) -> TypedFile:
     """The typed graph of a float or Q/DQ graph, proved on the reference's images."""
-    also: dict[str, str] = {}
-    best: TypedFile | None = None
+    best, also = _evaluated(model, measured, {}, reference), dict[str, str]()
+    deep = best.lost_db > ALLOWED_DB
     for _ in range(_ROUNDS):
-        found = _evaluated(model, measured, also, reference)
-        if best is None or found.lost_db < best.lost_db - _GAIN_DB:
-            best = found
-        if found.lost_db <= WANTED_DB:
-            return found
-        more = blamed(model, found.model, reference.feeds[:2], also)
-        if not more:
+        if best.lost_db <= WANTED_DB:
+            return best
+        more = demanded(model.graph, measured.smallest, deep=True) if deep else {}
+        more = more or blamed(model, best.model, reference.feeds[:2], also)
+        found = _evaluated(model, measured, also | more, reference) if more else best
+        if found.lost_db < best.lost_db - _GAIN_DB:
+            best, also = found, also | more
+        elif not deep:
             break
-        also |= more
-    assert best is not None
+        deep = False
     why = "in FP16 the answers were not those of FP32"
     if best.lost_db > ALLOWED_DB:
-        others = {node.name or "": why for node in model.graph if node.op_type not in LAYERS}
+        others = also | {node.name or "": why for node in model.graph if node.op_type not in LAYERS}
         best = _evaluated(model, measured, others, reference)
     if best.lost_db > ALLOWED_DB:
         everything = {node.name or "": why for node in model.graph}

@@ -279,6 +279,36 @@ def test_random_networks_in_fp16(tmp_path_factory: pytest.TempPathFactory, netwo
     assert decibel(exact, half) > min(decibel(exact, single), 40.0) - 3
 
 
+def test_a_spectrum_whose_quiet_parts_count_is_filtered_in_fp32(tmp_path: Path) -> None:
+    """A loud tone in a filter bank, then a logarithm: rounding the samples would drown all other bands."""
+    net = Net(3, size=64)
+    turns = 2 * np.pi * np.outer(np.arange(16), np.arange(64)) / 64
+    window = np.blackman(64) / 16
+    power = []
+    mix = net.constant("mix", np.full((3, 3, 1, 1), 0.3, np.float32))
+    samples = net.op("Conv", "image", mix, name="resample", kernel_shape=[1, 1])
+    for name, wave in (("real", np.cos(turns)), ("imaginary", np.sin(turns))):
+        kernel = net.constant(name, (wave * window).reshape(16, 1, 1, 64).repeat(3, axis=1).astype(np.float32))
+        band = net.op("Conv", samples, kernel, name=f"{name}_filter", kernel_shape=[1, 64])
+        power.append(net.op("Mul", band, band))
+    level = net.op("Log", net.op("Add", net.op("Add", *power), number(net, 1e-12)), name="level")
+    net.save(tmp_path / "m.onnx", net.conv(net.op("Mul", level, number(net, 0.1)), 16, 16, name="head"), rank=4)
+    tones = [np.sin(2 * np.pi * (4 + 0.3 * row) * np.arange(64) / 64 + row) for row in range(64)]
+    feeds = {"image": np.broadcast_to(np.stack(tones), (8, 3, 64, 64)).astype(np.float32)}
+    filters = ("resample", "real_filter", "imaginary_filter")
+    spec = SPEC.model_copy(update={"keep_float": filters})
+    quantize_model(tmp_path, spec, TENSORRT, tmp_path / "m.onnx", NamedArrays(feeds), None)
+    report = json.loads((tmp_path / "quantize.json").read_text())
+    assert report["typed"]["lost_db"] <= 3
+    islands = {text.split(":")[0] for text in report["float_islands"]}
+    assert islands > {*filters, "level"}
+    assert "head" not in islands
+    exact, single, half = (
+        numpy_half(tmp_path / f"{n}.onnx", {"image": feeds["image"][:1]}) for n in ("m", "model", "typed")
+    )
+    assert decibel(exact, half) > min(decibel(exact, single), 40.0) - 3
+
+
 def test_one_row_that_changes_places_is_no_loss() -> None:
     """Boxes sorted by their score, two of them nearly equal; a mask whose pixels differ; a NaN."""
     rows = np.random.default_rng(0).random((1, 40, 6)).astype(np.float32)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import io
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from asyncssh import SFTPAttrs, SFTPName
 
 from edgecnn import probe, progress
 from edgecnn.agent.answers import dense, write_answers
 from edgecnn.board.answer import Answer
+from edgecnn.board.life import Life
 from edgecnn.board.replies import BadAnswer, JobFailed, read_reply
-from edgecnn.board.shell import Exit
+from edgecnn.board.sftp import Sftp
+from edgecnn.board.shell import Exit, FileRefused
 from edgecnn.board.ssh import LINE_BYTES, _Lines
 from edgecnn.errors import EdgeError, printable
 from edgecnn.fleet import Done, Fleet
@@ -160,6 +164,32 @@ def test_a_board_that_goes_on_and_on_is_stopped() -> None:
 def repeat(do: Callable[[], object], times: int) -> None:
     for _ in range(times):
         do()
+
+
+class OverfullServer:
+    """A file server that sends a byte more than it is asked for, and lists names without end."""
+
+    async def open(self, *_: object, **__: object) -> OverfullServer:
+        return self
+
+    async def read(self, count: int, offset: int) -> bytes:
+        return bytes(count + 1)
+
+    async def close(self) -> None:
+        pass
+
+    async def scandir(self, folder: str) -> AsyncIterator[Any]:
+        while True:
+            yield SFTPName("x", "x", SFTPAttrs())
+
+
+def test_a_file_server_that_sends_more_than_it_was_asked_for(tmp_path: Path) -> None:
+    server: Any = OverfullServer()
+    files = Sftp(server, Life("board", 1.0))
+    with pytest.raises(FileRefused, match="more bytes than it was asked for"):
+        asyncio.run(files.get("x", tmp_path / "x", offset=0, size=10, on_bytes=lambda _: None))
+    with pytest.raises(FileRefused, match="it lists more than 100,000 names"):
+        asyncio.run(files.names("x"))
 
 
 def test_nothing_of_a_board_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

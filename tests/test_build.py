@@ -228,13 +228,18 @@ def test_scored_labels_do_not_reach_the_model(tmp_path: Path) -> None:
         if seed is not None:
             np.random.default_rng(seed).shuffle(labels)
         np.savez(folder / "test.npz", images=images[1000:], labels=labels)
-        edgecnn = Edgecnn(tmp_path)
+        (tmp_path / f"{seed}").mkdir()
+        edgecnn = Edgecnn(tmp_path / f"{seed}")
         edgecnn.recipe.write_text(
-            RECIPE.replace("format: digits", "format: arrays, root: digits, train: train.npz, scored: test.npz")
+            RECIPE.replace("format: digits", f"format: arrays, root: {folder}, train: train.npz, scored: test.npz")
         )
-        run = edgecnn.build("--out", str(tmp_path / f"run{seed}"), code=(0, 1, 3))["run"]
-        models.append([(Path(run) / name).read_bytes() for name in ("model.onnx", "model.int8.onnx")])
+        edgecnn("build", "small.yaml", "--until", "quantize")
+        stages = edgecnn.folder / "store" / "stages"
+        models.append(
+            [path.read_bytes() for name in ("export", "quantize") for path in stages.glob(f"{name}/*/*.onnx")]
+        )
     assert models[0] == models[1]
+    assert len(models[0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
+
 import torch
 import torchvision
 from torch import nn
 
 from edgecnn.errors import EdgeError
-from edgecnn.families import nearest, refuse_unknown
+from edgecnn.families import fetched_file, nearest, refuse_unknown
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.pickled import State
 from edgecnn.families.weights import check_fits, fit_state, read_weights
@@ -87,7 +89,12 @@ def _download(model: ModelSpec, name: str) -> State:
         )
     weights = torchvision.models.get_model_weights(model.name)[name]
     try:
-        return weights.get_state_dict(progress=False, check_hash=True)
+        return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except UnpicklingError as error:  # what lies in torch's cache is not what was published
+        raise EdgeError(
+            f"torchvision's weights `{name}` for `{model.name}` are kept as a pickle that holds more than weights",
+            f"remove `{fetched_file(weights.url.rsplit('/')[-1])}`, and they are fetched again",
+        ) from error
     except Exception as error:  # urllib, socket and hash errors
         raise EdgeError(
             f"torchvision's weights `{name}` for `{model.name}` could not be fetched: {error}",

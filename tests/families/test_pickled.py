@@ -98,6 +98,20 @@ def test_functions_are_refused_by_name(desk: Path, called: Any) -> None:
     assert not Path(MARK).exists()
 
 
+def test_a_file_in_torchs_cache_is_not_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgecnn.families import fetched_file, torchvision
+    from edgecnn.recipe import ModelSpec
+
+    monkeypatch.setenv("TORCH_HOME", str(desk / "torch"))
+    path = fetched_file("resnet18-f37072fd.pth")
+    path.parent.mkdir(parents=True)
+    saved(path.parent, {"a": Calls(eval, f"open({MARK!r}, 'w')")}, path.name)
+    model = ModelSpec(family="torchvision", name="resnet18", weights="IMAGENET1K_V1", image_size=32)
+    with pytest.raises(EdgeError, match="a pickle that holds more than weights"):
+        torchvision.create(model, 1000, 3)
+    assert not Path(MARK).exists()
+
+
 def same(state: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return list(state) == list(wanted) and all(
         value.dtype == wanted[name].dtype and torch.equal(value, wanted[name]) for name, value in state.items()

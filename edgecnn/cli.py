@@ -31,7 +31,7 @@ from edgecnn.cli_options import (
 from edgecnn.cli_options import print_result as _print
 from edgecnn.cli_options import shown as _shown
 from edgecnn.cli_sensitivity import sensitivity
-from edgecnn.errors import EdgeError
+from edgecnn.errors import EdgeError, printable
 from edgecnn.recipe import EffortName
 
 app = typer.Typer(
@@ -208,14 +208,16 @@ def check(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or runs/RECIPE/DEVICE (its latest).")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A folder of `build` or `quantize`, or runs/RECIPE/DEVICE.")
+    ],
     html: Annotated[bool, typer.Option("--html", help="Print the HTML page.")] = False,
     md: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
     junit: Annotated[bool, typer.Option("--junit", help="Print JUnit XML.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a finished run again, in another form."""
-    from edgecnn.commands import resolve_run
+    """Show what a build or `quantize` left, again or in another form."""
+    from edgecnn.commands import read_form, read_quantized, resolve_run
     from edgecnn.report import read_report
     from edgecnn.report.table import print_report
 
@@ -225,9 +227,12 @@ def report(
     files = {"report.html": html, "report.md": md, "junit.xml": junit, "report.json": as_json}
     for name, wanted in files.items():
         if wanted:
-            print((folder / name).read_text().rstrip())
+            print(read_form(folder / name))
             return
-    print_report(read_report(folder))
+    if quantized := read_quantized(folder):
+        print(printable(quantized.text))
+    else:
+        print_report(read_report(folder))
 
 
 @app.command()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecnn.disk import cache_root
-from edgecnn.errors import EdgeError
+from edgecnn.errors import EdgeError, printable
 from edgecnn.hosts import HERE, Boards
 from edgecnn.needs import Need, check_library_names, check_writable, needs, refuse
 from edgecnn.recipe import EffortName, Recipe
@@ -60,11 +62,12 @@ def build_recipe(
     folder = out or Path("runs") / loaded.name / profile.name
     check_writable(folder)
     from edgecnn.pipeline import STAGES, build, compile_beside
-    from edgecnn.runs import publish
+    from edgecnn.runs import publish, require_latest
     from edgecnn.target import connect
 
     if until is not None and until not in STAGES:
         raise EdgeError(f"no stage `{until}`", f"stages: {', '.join(STAGES)}")
+    require_latest(folder)
     target = connect(profile, boards)
     check_library_names(loaded, lambda: _rehearsed(loaded, target))
     # For the child processes that load weights; a later build of the same program starts untrusting again.
@@ -132,6 +135,45 @@ def resolve_run(path: Path) -> Path:
     raise EdgeError(
         f"no run in `{path}`: it has no report.json", "give a run folder, as runs/quickstart/cpu-x86/latest"
     )
+
+
+def read_quantized(folder: Path) -> Summary | None:
+    """The result that `edgecnn quantize` left in a folder; None where its report.json is of a build, or not JSON.
+
+    Raises:
+        EdgeError: the report is damaged.
+    """
+    path = folder / "report.json"
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or "quantize" not in document:
+        return None
+    from edgecnn.foreign import result_text
+
+    return Summary(document, result_text(document, str(path)))
+
+
+def read_form(file: Path) -> str:
+    """One of the forms of a report that a run folder holds, for stdout.
+
+    Raises:
+        EdgeError: it isn't there, or isn't a report.
+    """
+    from edgecnn.report import parse_report
+
+    quantized = read_quantized(file.parent)
+    if quantized and file.name != "report.json":
+        raise EdgeError(f"`{file.parent}` was left by `edgecnn quantize`, which writes no {file.name}", "leave it out")
+    try:
+        text = file.read_text(encoding="utf-8").rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise EdgeError(f"cannot read `{file}`: {why}", "build the run again") from error
+    if file.name == "report.json" and not quantized:
+        parse_report(text, str(file))
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def check_run(

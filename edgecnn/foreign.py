@@ -45,7 +45,8 @@ def quantize_foreign(
     judged on labelled images of `data` that do not calibrate. A killed climb continues from `out/.climb`. The
     document's `verdict` says whether the budget holds.
 
-    Files: model.int8.onnx, model.int8.typed.onnx (devices with FP16 islands), report.json; each appears whole.
+    Files: model.int8.onnx, model.int8.typed.onnx (devices with FP16 islands), the engine where one could be compiled
+    here, report.json; each appears whole.
 
     Raises:
         EdgeError: the model or images are unusable, the preprocessing is not told, TensorRT's rules refuse, or a budget
@@ -99,6 +100,8 @@ def quantize_foreign(
         (made / "report.json").write_text(json.dumps(document, indent=1))
         names = {"model.onnx": "model.int8.onnx", "typed.onnx": "model.int8.typed.onnx", "report.json": "report.json"}
         written = [_deliver(made / name, out / final) for name, final in names.items() if (made / name).exists()]
+        if engine["engine"] and engine["engine"].endswith(".engine"):
+            written.append(_deliver(compiled / engine["engine"], out / engine["engine"]))
     return document, _text(document, written)
 
 
@@ -137,6 +140,19 @@ def of_told_size(model: Path, text: str, folder: Path) -> Path:
     return fixed(model, shapes, folder)
 
 
+def result_text(document: dict[str, Any], where: str) -> str:
+    """What `edgecnn quantize` said of a result, from the report that it left.
+
+    Raises:
+        EdgeError: the report is damaged.
+    """
+    try:
+        return _text(document, [])
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise EdgeError(f"`{where}` is damaged: {what}", "run `edgecnn quantize` again") from error
+
+
 def _deliver(source: Path, final: Path) -> Path:
     """Move a finished file into place in one step, also across file systems."""
     partial = final.with_name(f".{final.name}.{os.getpid()}")
@@ -152,6 +168,8 @@ def _deliver(source: Path, final: Path) -> Path:
 
 
 def _text(document: dict[str, Any], written: list[Path]) -> str:
+    from edgecnn.report.wording import checked_text
+
     record = document["quantize"]
     coverage, sizes = record["coverage"], document["size_mb"]
     lines = [
@@ -160,7 +178,7 @@ def _text(document: dict[str, Any], written: list[Path]) -> str:
         _sqnr_text(record),
         *_typed_text(record),
         f"size           {sizes['float']:.2f} → {sizes['int8']:.2f} MB",
-        *(f"{'passed' if c['passed'] else 'refused'}         {c['name']}" for c in document["checks"]),
+        *(f"{checked_text(c['passed']):<14} {c['name']}" for c in document["checks"]),
         *([document["note"]] if document["note"] else []),
         *_climb_text(record),
         *(f"wrote {path}" for path in written),

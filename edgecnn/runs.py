@@ -23,6 +23,20 @@ LIBRARIES = (
 )  # fmt: skip
 
 
+def require_latest(folder: Path) -> None:
+    """Refuse a folder of runs whose `latest` is not ours to point elsewhere, before the work and not after it.
+
+    Raises:
+        EdgeError: it is a folder or file of its own, as a copy that followed the link leaves.
+    """
+    latest = folder / "latest"
+    if latest.exists() and not latest.is_symlink():
+        raise EdgeError(
+            f"`{latest}` is a {'folder' if latest.is_dir() else 'file'} of its own, not a link to a run",
+            "rename or remove it, or choose another folder with --out",
+        )
+
+
 def publish(
     folder: Path, recipe: Recipe, report: Report, evidence: Evidence, compiled: Sequence[Artifact],
     versions: Callable[[str], str],

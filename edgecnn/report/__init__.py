@@ -224,6 +224,11 @@ def parse_report(text: str | bytes, where: str) -> Report:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EdgeError(f"`{where}` is not JSON: {error}", "build the run again") from error
+    if isinstance(content, dict) and "quantize" in content:
+        raise EdgeError(
+            f"`{where}` was left by `edgecnn quantize`, which compares nothing and times nothing",
+            "`edgecnn report` shows it; other commands need a run of `edgecnn build`",
+        )
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise EdgeError(

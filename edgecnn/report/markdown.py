@@ -8,6 +8,7 @@ from edgecnn.report.wording import (
     LADDER_HEAD,
     SPEED_NOTE,
     bounds_text,
+    compiled_text,
     condition_rows,
     ladder_cells,
     ladder_text,
@@ -41,7 +42,11 @@ def as_markdown(report: Report) -> str:
         lines += _table(
             ("device", "result", "note"),
             [
-                (compiled.device, "passed" if compiled.passed else "**failed**", compiled.note)
+                (
+                    compiled.device,
+                    compiled_text(compiled) if compiled.passed else f"**{compiled_text(compiled)}**",
+                    compiled.note,
+                )
                 for compiled in report.compiled_for
             ],
         )

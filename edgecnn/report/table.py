@@ -16,6 +16,7 @@ from edgecnn.report.ladder import Ladder
 from edgecnn.report.wording import (
     GROUPS,
     bounds_text,
+    compiled_text,
     ladder_lines,
     ladder_text,
     limit_text,
@@ -65,9 +66,7 @@ def as_table(report: Report) -> RenderableType:
         table = _table("compile_for", "result", "note")
         for compiled in report.compiled_for:
             state: State = "pass" if compiled.passed else "fail"
-            table.add_row(
-                compiled.device, Text("passed" if compiled.passed else "failed", STYLES[state]), Text(compiled.note)
-            )
+            table.add_row(compiled.device, Text(compiled_text(compiled), STYLES[state]), Text(compiled.note))
         parts.append(table)
     conditions = report.conditions
     simulated = " (simulated)" if conditions.simulated else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgecnn.report import Check, Conditions, Report, State
+from edgecnn.report import Check, CompiledFor, Conditions, Report, State
 from edgecnn.report.ladder import Ladder, Rung
 
 GROUPS = {"accuracy": "Accuracy", "latency": "Latency", "quantization": "Quantization", "size": "Size"}
@@ -21,6 +21,24 @@ def state_text(state: State, kind: str = "build") -> str:
             return "INCOMPLETE"
         case "not-comparable":
             return "NOT COMPARABLE"
+
+
+def compiled_text(compiled: CompiledFor) -> str:
+    """What became of a further device: an engine was built, its graph was checked without one, or neither could be."""
+    if not compiled.passed:
+        return "failed"
+    return "built" if compiled.built else "checked"
+
+
+def checked_text(passed: bool | None) -> str:
+    """The outcome of one check of an engine."""
+    match passed:
+        case True:
+            return "passed"
+        case False:
+            return "refused"
+        case None:
+            return "not done"
 
 
 def verdict_sentence(report: Report) -> str:

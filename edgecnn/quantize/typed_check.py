@@ -25,7 +25,7 @@ from edgecnn.quantize.sessions import Feeds, open_session, run_each
 from edgecnn.quantize.typed import typed
 
 IMAGES, LEAST = 8, 2
-PIXELS = IMAGES * 640 * 640  # of larger images fewer, whose outputs take as much memory
+PIXELS = 4 * 640 * 640  # together: of large images fewer, which take as long and as much memory
 ACCUMULATION = "FP32"  # inside an operator; its result is rounded to FP16
 WANTED_DB, ALLOWED_DB = 1.0, 3.0  # worse than FP32: above the first, FP32 grows; above the second, the graph is refused
 # What is cleaner is not asked for more. FP16 alone reaches 50 to 70 dB, and 35 where a network magnifies every error;

@@ -54,7 +54,7 @@ def quantize_foreign(
     """
     profile.require_int8()
     check_onnx(model)
-    boxes = labelled_boxes(data)
+    boxes = labelled_boxes(data, judged=max_accuracy_drop is not None)
     feeds = feeds_of(model, data) if boxes is None else None
     contract = contract_of(model, preprocessing, "letterbox" if boxes else "crop") if feeds is None else None
     if boxes is not None and contract is not None:

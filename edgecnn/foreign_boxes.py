@@ -15,8 +15,10 @@ from edgecnn.data.checking import check_images, corrupt_error
 from edgecnn.data.index import Labels
 from edgecnn.data.loading import decoded
 from edgecnn.data.openers import FileImages
-from edgecnn.data.prepare_boxes import annotated
+from edgecnn.data.prepare_boxes import annotated, require_truth
+from edgecnn.data.yolo_yaml import absent
 from edgecnn.decode import Decoder, layout
+from edgecnn.digests import is_regular
 from edgecnn.errors import EdgeError
 from edgecnn.foreign_budget import HELD
 from edgecnn.io_contract import IoContract, OutputContract
@@ -31,8 +33,10 @@ MEND = "correct these labels, or take their images out of the dataset"
 FORMATS = {".yaml": "yolo", ".yml": "yolo", ".json": "coco"}
 
 
-def labelled_boxes(data: Path) -> tuple[Annotated, str] | None:
-    """The dataset of a YOLO data.yaml or a COCO JSON and how broken labels are mended; None of any other path.
+def labelled_boxes(data: Path, *, judged: bool = True) -> tuple[Annotated, str] | None:
+    """The dataset of a YOLO data.yaml or a COCO JSON and how broken labels are fixed; None of any other path.
+
+    Unless the model is `judged`, what a data.yaml's `val` names need not be there.
 
     Raises:
         EdgeError: whatever is wrong with it, by file and line.
@@ -40,10 +44,13 @@ def labelled_boxes(data: Path) -> tuple[Annotated, str] | None:
     form = FORMATS.get(data.suffix.lower())
     if form is None:
         return None
-    if not data.is_file():
+    if not is_regular(data):
         raise EdgeError(f"data path `{data}` does not exist", "give the dataset's data.yaml, or its COCO JSON")
     try:
-        found, _ = annotated(DataSpec.model_validate({"format": form, "root": data.absolute()}))
+        spec = DataSpec.model_validate({"format": form, "root": data.absolute()})
+        if form == "yolo" and not judged and absent(spec):
+            spec = spec.model_copy(update={"train": "train"})
+        found, _ = annotated(spec)
     except EdgeError as error:
         if "skip_corrupt" in error.hint:  # a recipe's key
             raise EdgeError(error.message, MEND) from error
@@ -143,6 +150,7 @@ def share_out_boxes(
     from edgecnn.quantize.judge_boxes import SelectedBoxes
 
     shown, boxes = _read(found, hint, judging, contract)
+    require_truth(boxes, "the set that judges", where=found.images[int(judging[0])].where)
     return pixels, SelectedBoxes(shown, boxes), shown
 
 

@@ -159,6 +159,7 @@ def test_calibrating_and_judging_images_are_disjoint(desk: Path, tmp_path: Path)
         (tmp_path / name / "train").symlink_to(desk / name / "train")
         (tmp_path / name / "val").mkdir()
     Image.new("RGB", (30, 20)).save(tmp_path / "images" / "val" / "v.png")
+    (tmp_path / "labels" / "val" / "v.txt").write_text("0 .5 .5 .2 .2")
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [dot]\n")
     found = labelled_boxes(tmp_path / "data.yaml")
     assert found is not None
@@ -166,6 +167,18 @@ def test_calibrating_and_judging_images_are_disjoint(desk: Path, tmp_path: Path)
     assert selected is not None
     assert selected.boxes.sizes.tolist() == [[20, 30]]
     assert held is selected.images
+    (tmp_path / "labels" / "val" / "v.txt").unlink()
+    unlabelled = labelled_boxes(tmp_path / "data.yaml")
+    assert unlabelled is not None
+    with pytest.raises(EdgeError, match="has a labelled box"):
+        share_out_boxes(unlabelled, contract, spec, promise)
+    # Where nothing is judged, what `val` names need not be there.
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: gone\nnames: [dot]\n")
+    found = labelled_boxes(tmp_path / "data.yaml", judged=False)
+    assert found is not None
+    assert list(found[0].parts) == ["train"]
+    with pytest.raises(EdgeError, match="gone"):
+        labelled_boxes(tmp_path / "data.yaml")
 
 
 def test_a_coco_file_judges_as_the_yolo_file_does(desk: Path, tmp_path: Path) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import lzma
+import math
+import os
 import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecnn.data.pixels import Color, Pixels, decode, recolor
+from edgecnn.digests import exists, is_regular
 from edgecnn.errors import EdgeError
 
+# Whatever zipfile, zlib and numpy make of damaged or encrypted members.
+DAMAGED = (
+    ValueError, EOFError, KeyError, SyntaxError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
+    RuntimeError, MemoryError, OverflowError, TypeError,
+)  # fmt: skip
+MOST_CLASSES = 1_000_000
 LOCAL_HEADER_BYTES = 30  # PKWARE APPNOTE 4.3.7: fixed part of a zip member's local header
 
 
@@ -120,6 +130,10 @@ class Archive:
                 f"`{key}` in `{self.path}` has the negative label {labels[first]} (image {first})",
                 "labels are class numbers 0, 1, 2, …; leave unlabelled images out",
             )
+        if labels.size and int(labels.max()) >= MOST_CLASSES:
+            raise EdgeError(
+                f"`{key}` in `{self.path}` has the label {labels.max()}", f"class numbers end before {MOST_CLASSES:,}"
+            )
         return labels.astype(np.int64)
 
     def class_names(self) -> tuple[str, ...] | None:
@@ -177,37 +191,54 @@ def read_array(path: Path, key: str) -> NDArray[Any]:
         with _opened(path) as archive:
             member = archive.getinfo(f"{key}.npy")
             if member.compress_type == zipfile.ZIP_STORED:
-                return _mapped(path, member.header_offset)
+                return _mapped(path, member)
+            with archive.open(member) as file:
+                _header(file, member.file_size)
             with archive.open(member) as file:
                 return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-    # Memory, overflow: a header claims more than a machine has; runtime: encrypted, or packed in an unknown way.
-    except (
-        ValueError, EOFError, MemoryError, OverflowError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+    except DAMAGED as error:
         raise EdgeError(
             f"array `{key}` in `{path}` cannot be read: {error}", "write it with numpy.savez, without Python objects"
         ) from error
 
 
-def _mapped(path: Path, header_offset: int) -> NDArray[Any]:
+def _mapped(path: Path, member: zipfile.ZipInfo) -> NDArray[Any]:
     with path.open("rb") as file:
-        file.seek(header_offset)
+        file.seek(member.header_offset)
         name_bytes, extra_bytes = struct.unpack("<26xHH", file.read(LOCAL_HEADER_BYTES))
         file.seek(name_bytes + extra_bytes, 1)
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_column, dtype = read_header(file)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+        shape, by_column, dtype = _header(file, member.file_size)
         if 0 in shape:
             return np.zeros(shape, dtype)
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if by_column else "C")
 
 
+def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether by column, dtype) of a .npy member of `size` bytes, whose header may promise anything.
+
+    Raises:
+        ValueError: Python objects, or more values than the member or this machine's memory has room for.
+    """
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_column, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    promised = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or promised > size:
+        raise ValueError(f"its header promises {promised:,} bytes, and there are {size:,}")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if isinstance(file, zipfile.ZipExtFile) and promised > memory // 2:
+        raise ValueError(f"unpacked it takes {promised:,} of {memory:,} bytes of memory: store it without compression")
+    return shape, by_column, dtype
+
+
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
+        if not is_regular(path) and exists(path):
+            raise EdgeError(f"`{path}` is not a regular file", "write it with numpy.savez")
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except DAMAGED as error:
         raise EdgeError(f"`{path}` is not an .npz file: {error}", "write it with numpy.savez") from error
     except OSError as error:
         raise EdgeError(f"cannot read `{path}`: {error.strerror}") from error

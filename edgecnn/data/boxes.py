@@ -45,6 +45,11 @@ class Boxes:
         offsets = np.cumsum([0, *(len(part) for part in rows)]).astype(np.int64)
         return Boxes(offsets, self.boxes[chosen], self.classes[chosen], self.crowd[chosen], self.sizes[images])
 
+    @property
+    def truth(self) -> int:
+        """Boxes that count as found or missed."""
+        return int((~self.crowd).sum())
+
     def write(self, path: Path) -> None:
         """Write an .npz file; the same boxes give the same bytes."""
         np.savez(path, offsets=self.offsets, boxes=self.boxes, classes=self.classes, crowd=self.crowd, sizes=self.sizes)

@@ -17,6 +17,7 @@ from edgecnn.data.openers import FileImages, image_folder
 from edgecnn.data.pixels import channels_of
 from edgecnn.data.prepared import dataset_digest, left_out, say_shared, write_pixels
 from edgecnn.data.splits import make_splits
+from edgecnn.errors import EdgeError
 from edgecnn.progress import current
 from edgecnn.recipe import DataSpec
 
@@ -57,6 +58,10 @@ def prepare_boxes(out: Path, spec: DataSpec, image_size: int) -> None:
     }
     labels = np.zeros(len(files), np.int64)  # images have no class of their own: splits are drawn from all alike
     splits = make_splits(spec, ("image",), labels, good["train"], good.get("select"), good.get("scored"))
+    for part in ("train", "scored"):
+        require_truth(boxes.take(splits[part]), f"`{part}`", where=found.images[int(splits[part][0])].where)
+    if not boxes.take(splits["select"]).truth:
+        current().note("data: no image of `select` has a box, so recovery cannot be judged: give more, or declare it")
     say_shared(checked.digests, splits)
     contents = [boxes.boxes.tobytes(), boxes.classes.tobytes(), boxes.offsets.tobytes(), boxes.crowd.tobytes()]
     index = Index(
@@ -78,6 +83,23 @@ def prepare_boxes(out: Path, spec: DataSpec, image_size: int) -> None:
         if split != "calibrate":
             boxes.take(splits[split]).write(out / f"{split}_boxes.npz")
     write_index(out, index)
+
+
+def require_truth(boxes: Boxes, images: str, *, where: str) -> None:
+    """Refuse images without one box: whatever was found among them would be wrong, and a score of zero means nothing.
+
+    Args:
+        images: how messages call them.
+        where: the place of the first one's labels, as its reader tells it.
+
+    Raises:
+        EdgeError: none has a box (crowd and difficult ones do not count).
+    """
+    if not boxes.truth:
+        raise EdgeError(
+            f"none of the {len(boxes):,} images of {images} has a labelled box",
+            f"boxes are looked for in, for example, `{where}`: put the labels there, or images with objects in the set",
+        )
 
 
 def _say(boxes: Boxes, index: Index) -> None:

@@ -72,7 +72,7 @@ def missing(spec: DataSpec) -> list[tuple[str, str, str]]:
         what = {"yolo": "the YOLO data file", "coco": "the COCO folder"}.get(spec.format, "data folder")
         return [(what, str(root), "put the data there, or point to a copy: --set data.root=PATH")]
     if spec.format == "yolo":
-        from edgecnn.data.yolo import absent
+        from edgecnn.data.yolo_yaml import absent
 
         return absent(spec)
     if is_regular(root):

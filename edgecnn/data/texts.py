@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import reprlib
 from pathlib import Path
 from typing import Annotated
 
@@ -58,12 +59,16 @@ def decode_text(content: bytes, path: Path, encoding: str = "utf-8") -> str:
     """
     encoding = next((name for mark, name in BOMS if content.startswith(mark)), encoding)
     try:
-        return content.decode(encoding)
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise EdgeError(
             f"`{path}`, line {line}: byte 0x{content[error.start]:02x} is not {encoding} text", "save it as UTF-8"
         ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise EdgeError(f"`{path}`, line {line}: a NUL character, which text does not have", "save it as UTF-8 text")
+    return text
 
 
 class Foreign(BaseModel):
@@ -84,9 +89,12 @@ def first_fault(error: ValidationError) -> str:
 def short(value: object) -> str:
     """A foreign value in a message."""
     try:
-        told = repr(value)
+        told = _SHORT.repr(value)
     except ValueError:  # a number of more digits than Python prints
         told = "a very long number"
-    except RecursionError:
-        told = "a value nested too deep"
     return told if len(told) <= 60 else f"{told[:57]}..."
+
+
+# Never the whole of it: aliases of YAML make a page of text into a value that no memory holds when it is written out.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 2, 4, 4, 60

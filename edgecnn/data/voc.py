@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from edgecnn.data.annotations import NO_CLASS, Annotated, Faults, LabelledImage, Part, Row
 from edgecnn.data.pixels import EXTENSIONS
+from edgecnn.data.tables import require_inside
+from edgecnn.data.texts import MIB, decode_text, read_text
 from edgecnn.digests import is_folder, is_regular
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import DataSpec
 
 HINT = "correct these files, or set `data.skip_corrupt: true` to leave out their images"
+
+MOST_BYTES = 16 * MIB  # of one image's XML
+DECLARED = re.compile(rb"\s*<\?xml[^>]{0,80}encoding\s*=\s*[\"']([A-Za-z0-9._-]{1,40})[\"']")
 
 
 def read_voc(spec: DataSpec) -> Annotated:
@@ -74,16 +80,17 @@ def _names(root: Path, spec: DataSpec) -> dict[Part, list[str]]:
 
     def read(name: str, part: Part) -> list[str]:
         path = lists / f"{name}.txt"
+        require_inside(part, name)
         if not is_regular(path):
             raise EdgeError(f"`data.{part}: {name}`: there is no list `{path}`", "name a list in ImageSets/Main")
-        return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [_without_flag(line.strip()) for line in read_text(path).split("\n") if line.strip()]
 
     if spec.train:
         declared: dict[Part, str | None] = {"train": spec.train, "select": spec.select, "scored": spec.scored}
         return {part: read(name, part) for part, name in declared.items() if name}
-    there = {path.stem for path in lists.glob("*.txt")}
+    there = {path.stem for path in lists.glob("[!.]*.txt")}
     if not there & {"train", "trainval"}:
-        return {"train": sorted(path.stem for path in (root / "Annotations").glob("*.xml"))}
+        return {"train": sorted(path.stem for path in (root / "Annotations").glob("[!.]*.xml"))}
     scored = next((name for name in ("val", "test") if name in there), None)
     train = "train" if "train" in there else "trainval"
     if train == "trainval" and scored == "val":
@@ -94,9 +101,18 @@ def _names(root: Path, spec: DataSpec) -> dict[Part, list[str]]:
     return found
 
 
+def _without_flag(line: str) -> str:
+    """The image's name; lists of one class have 1, 0 or -1 after it."""
+    name, _, flag = line.rpartition(" ")
+    return name.strip() if name and flag in ("1", "0", "-1") else line
+
+
 def _parse(root: Path, name: str, skip: bool, faults: Faults) -> _Parsed | None:
     """One XML file; None where it is broken (said in `faults` unless such images are skipped)."""
     path = root / "Annotations" / f"{name}.xml"
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        faults.add(name, "leads out of the dataset's folders")
+        return None
     where = f"Annotations/{path.name}"
     own = Faults()
     image = next((p for s in EXTENSIONS for p in _spelled(root / "JPEGImages", name, s) if is_regular(p)), None)
@@ -105,8 +121,10 @@ def _parse(root: Path, name: str, skip: bool, faults: Faults) -> _Parsed | None:
     if image is None:
         own.add(where, f"no image `JPEGImages/{name}` with any known ending")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _xml(path)
         tree = ElementTree.fromstring(text)
+        if tree.tag != "annotation":
+            own.add(where, f"is <{tree.tag[:40]}>, not <annotation>")
         lines = [number for number, line in enumerate(text.splitlines(), 1) for _ in range(line.count("<object>"))]
         width, height = tree.findtext("size/width"), tree.findtext("size/height")
         if width and height and int(width) > 0 and int(height) > 0:  # some tools write 0x0
@@ -120,7 +138,9 @@ def _parse(root: Path, name: str, skip: bool, faults: Faults) -> _Parsed | None:
                 objects.append(found)
     except FileNotFoundError:
         own.add(where, "does not exist")
-    except (OSError, ValueError, ElementTree.ParseError) as error:
+    except EdgeError as error:
+        own.add(where, error.message)
+    except (ValueError, ElementTree.ParseError) as error:
         own.add(where, f"cannot be read: {error}")
     if own.found:
         if not skip:
@@ -128,6 +148,28 @@ def _parse(root: Path, name: str, skip: bool, faults: Faults) -> _Parsed | None:
         return None
     assert image is not None
     return _Parsed(image, size, objects, where)
+
+
+def _xml(path: Path) -> str:
+    """An XML file's text in the encoding that it declares, without entities of its own: those can grow without end.
+
+    Raises:
+        EdgeError, FileNotFoundError: as `read_text`; an unknown encoding, or entities.
+    """
+    if not is_regular(path) or path.stat().st_size > MOST_BYTES:
+        return read_text(path, MOST_BYTES)  # tells
+    content = path.read_bytes()
+    declared = DECLARED.match(content)
+    encoding = declared[1].decode("ascii") if declared else "utf-8"
+    try:
+        text = decode_text(content, path, encoding)
+    except LookupError as error:
+        raise EdgeError(
+            f"`{path}` declares the encoding `{encoding}`, which is not known", "save it as UTF-8"
+        ) from error
+    if "<!ENTITY" in text:
+        raise EdgeError(f"`{path}` declares XML entities", "write the texts out: annotations need none")
+    return text.lstrip("\ufeff")
 
 
 def _spelled(folder: Path, name: str, ending: str) -> tuple[Path, Path]:

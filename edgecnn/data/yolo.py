@@ -1,25 +1,31 @@
 """YOLO datasets: a data.yaml that names folders or lists of images; a text file of boxes beside each image's folder.
 
 Label files as Ultralytics documents them: the image's path with its last `images` folder called `labels`, a line per
-box, `class x_center y_center width height` in shares of the image, or a polygon of such points, whose box is taken. An
-empty or absent file means background.
+box, `class x_center y_center width height` in shares of the image, or a polygon of such points, whose box is taken, or,
+with `kpt_shape`, a box and its keypoints. An empty or absent file means background.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgecnn.data.annotations import Annotated, Faults, LabelledImage, Part, Row
+from edgecnn.data.texts import MIB, read_text
 from edgecnn.data.walk import images_below, say_passed
-from edgecnn.digests import exists, is_folder, is_regular
+from edgecnn.data.yolo_yaml import DataYaml, read_data_yaml
+from edgecnn.digests import is_folder, is_regular
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import DataSpec
 
 HINT = "correct these lines, or set `data.skip_corrupt: true` to leave out images with broken labels"
 LABEL_ENDINGS = (".cache", ".json", ".txt", ".xml")  # what labelling tools leave beside images
-SCORED_KEYS = ("val", "test")
+MOST_BYTES = 64 * MIB  # of one image's label file
+BOX = 5  # values of a row: class x y width height
+FEWEST_POSES = 5  # rows that must agree before a dataset is taken for one of keypoints
 
 
 def read_yolo(spec: DataSpec) -> Annotated:
@@ -30,70 +36,38 @@ def read_yolo(spec: DataSpec) -> Annotated:
     Raises:
         EdgeError: no or a broken data.yaml, missing folders, lists or images, broken label lines (all, by line).
     """
-    path = yaml_file(spec)
-    content = _load(path)
-    classes = _classes(path, content)
+    content = read_data_yaml(spec)
     faults = Faults()
+    reader = _Rows(content.keypoints)
     sets: dict[Part, list[LabelledImage]] = {}
     passed: Counter[str] = Counter()
-    for part, key in _keys(spec, path, content).items():
-        files = [file for place in _places(path, content, key) for file in _images(place, path, key, passed)]
-        labelled = (_labelled(file, spec.skip_corrupt, faults) for file in sorted(set(files)))
+    for part, key in content.keys(spec).items():
+        files = [file for place in content.sets[key] for file in _images(place, content, key, passed)]
+        once = {os.path.normpath(file): file for file in files}
+        labelled = (_labelled(once[name], reader, spec.skip_corrupt, faults) for name in sorted(once))
         sets[part] = [image for image in labelled if image is not None]
     say_passed(passed)
     faults.refuse(HINT)
-    return Annotated.of(classes, sets)
-
-
-def yaml_file(spec: DataSpec) -> Path:
-    """data.yaml: `data.root` itself or the one in it.
-
-    Raises:
-        EdgeError: there is none, or several.
-    """
-    assert spec.root is not None  # the spec refuses it
-    if is_regular(spec.root):
-        return spec.root
-    named = spec.root / "data.yaml"
-    if is_regular(named):
-        return named
-    found = sorted(spec.root.glob("*.y*ml")) if is_folder(spec.root) else []
-    if len(found) == 1:
-        return found[0]
-    there = ", ".join(f"`{one.name}`" for one in found) or "no YAML file"
-    raise EdgeError(f"`{spec.root}` holds {there}", "set `data.root` to the dataset's YAML file (data.yaml)")
+    reader.refuse_poses(content.path)
+    return Annotated.of(content.classes, sets)
 
 
 def watched(spec: DataSpec) -> list[tuple[str, Path]]:
     """(name, path) of every folder and list that the dataset reads, for its digest; none if data.yaml is bad."""
     try:
-        path = yaml_file(spec)
-        content = _load(path)
-        found = [("data.yaml", path)]
-        for key in _keys(spec, path, content).values():
-            for place in _places(path, content, key):
+        content = read_data_yaml(spec)
+        found = [("data.yaml", content.path)]
+        for key in content.keys(spec).values():
+            for place in content.sets[key]:
                 found.append((key, place))
                 if is_folder(place) and is_folder(labels := _labels_of(place)):
                     found.append((f"{key} labels", labels))
                 elif is_regular(place):
-                    for file in _images(place, path, key, Counter()):
+                    for file in _images(place, content, key, Counter()):
                         found += [(file.name, file), (f"labels of {file.name}", label_file(file))]
     except (EdgeError, OSError):
         return []  # prepare reads it again and tells
     return found
-
-
-def absent(spec: DataSpec) -> list[tuple[str, str, str]]:
-    """(what, where, fix) of every folder or list that data.yaml names and that isn't there."""
-    try:
-        path = yaml_file(spec)
-        content = _load(path)
-        keys = _keys(spec, path, content)
-    except EdgeError as error:
-        return [(error.message, str(spec.root), error.hint)]
-    fix = f"correct `{path}` (its `path:` is relative to the file itself), or set `data.root` to a copy that is here"
-    places = {place: key for key in keys.values() for place in _places(path, content, key)}
-    return [(f"`{key}` of `{path.name}`", str(place), fix) for place, key in places.items() if not exists(place)]
 
 
 def label_file(image: Path) -> Path:
@@ -110,56 +84,8 @@ def _labels_of(folder: Path) -> Path:
     return Path(*parts)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, yaml.YAMLError) as error:
-        raise EdgeError(f"cannot read `{path}`: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict):
-        raise EdgeError(f"`{path}` is not a YOLO data file", "it needs `train:`, `val:` and `names:`")
-    return content
-
-
-def _classes(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
-    names = content.get("names")
-    if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise EdgeError(f"`{path}`: `names` must number the classes 0 to {len(names) - 1} without gaps")
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise EdgeError(f"`{path}` has no `names`", "list the class names, in the order of their numbers")
-    if content.get("nc", len(names)) != len(names):
-        raise EdgeError(f"`{path}`: `nc` is {content['nc']}, but `names` lists {len(names)} classes")
-    return tuple(str(name) for name in names)
-
-
-def _keys(spec: DataSpec, path: Path, content: dict[str, Any]) -> dict[Part, str]:
-    """Which key of data.yaml each set is."""
-    declared: dict[Part, str | None] = {"train": spec.train, "select": spec.select, "scored": spec.scored}
-    if spec.train is None:
-        keys: dict[Part, str] = {"train": "train"}
-        other = next((key for key in SCORED_KEYS if content.get(key)), None)
-        if other and _places(path, content, other) != _places(path, content, "train"):
-            keys["scored"] = other
-    else:
-        keys = {part: key for part, key in declared.items() if key}
-    for part, key in keys.items():
-        if not content.get(key):
-            sets = ", ".join(f"`{name}`" for name in ("train", "val", "test") if content.get(name)) or "none"
-            raise EdgeError(f"`data.{part}: {key}` is no set of `{path}`; it has {sets}", "name one of them")
-    return keys
-
-
-def _places(path: Path, content: dict[str, Any], key: str) -> list[Path]:
-    value = content.get(key)
-    base = Path(str(content.get("path") or "."))
-    base = base if base.is_absolute() else path.parent / base
-    return [base / str(one) for one in (value if isinstance(value, list) else [value])]
-
-
-def _images(place: Path, path: Path, key: str, passed: Counter[str]) -> list[Path]:
+def _images(place: Path, content: DataYaml, key: str, passed: Counter[str]) -> list[Path]:
+    path = content.path
     if is_folder(place):
         walked = images_below(place, beside=LABEL_ENDINGS)
         if not walked.files:
@@ -171,13 +97,11 @@ def _images(place: Path, path: Path, key: str, passed: Counter[str]) -> list[Pat
             f"`{key}` of `{path}` names `{place}`, which does not exist",
             "correct it; paths are relative to `path`, and `path` to the YAML file",
         )
-    lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
     found, faults = [], Faults()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(place).split("\n"), 1):
         if not line.strip():
             continue
-        image = Path(line.strip())
-        image = image if image.is_absolute() else place.parent / image
+        image = place.parent / line.strip()
         if is_regular(image):
             found.append(image)
         else:
@@ -186,52 +110,107 @@ def _images(place: Path, path: Path, key: str, passed: Counter[str]) -> list[Pat
     return found
 
 
-def _labelled(image: Path, skip: bool, faults: Faults) -> LabelledImage | None:
+def _labelled(image: Path, reader: _Rows, skip: bool, faults: Faults) -> LabelledImage | None:
     """One image with its boxes; None where its labels are broken and may be left out."""
     path = label_file(image)
+    where = f"{path.parent.name}/{path.name}"
     own = Faults()
     rows = []
+    text = ""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = read_text(path, MOST_BYTES)
     except FileNotFoundError:
-        lines = []
-    except (OSError, UnicodeDecodeError) as error:
-        own.add(path.name, f"cannot be read: {error}")
-        lines = []
-    for number, line in enumerate(lines, 1):
+        if path.is_symlink():
+            own.add(where, "is a link that leads nowhere")
+    except EdgeError as error:
+        own.add(where, error.message)
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            row, why = _row(line.split(), f"{path.parent.name}/{path.name}:{number}")
+            row, why = reader.row(line.split(), f"{where}:{number}")
             if row is None:
-                own.add(f"{path.parent.name}/{path.name}:{number}", why)
+                own.add(f"{where}:{number}", why)
             else:
                 rows.append(row)
     if own.found and skip:
         return None
     faults.found += own.found
     once = {(row.kind, row.box): row for row in rows}  # tools write a box twice; it is one object
-    return LabelledImage(image, tuple(once.values()), where=f"{path.parent.name}/{path.name}")
+    return LabelledImage(image, tuple(once.values()), where=where)
 
 
-def _row(cells: list[str], where: str) -> tuple[Row | None, str]:
-    try:
-        numbers = [float(cell) for cell in cells]
-    except ValueError:
-        return None, f"not numbers: {' '.join(cells)[:60]}"
-    if len(numbers) < 5 or (len(numbers) > 5 and len(numbers) % 2 == 0):
-        return None, f"{len(numbers)} values; a box has 5 (class x y width height), a polygon an odd number from 7"
-    if numbers[0] != int(numbers[0]) or numbers[0] < 0:
-        return None, f"class {cells[0]} is not a number from 0"
-    kind = int(numbers[0])
-    if len(numbers) > 5:
-        across, down = numbers[1::2], numbers[2::2]
-        return Row(kind, (min(across), min(down), max(across), max(down)), where, relative=True), ""
-    x, y, width, height = numbers[1:]
-    if not all(0 <= value <= 1 for value in (x, y, width, height)):
+@dataclass
+class _Rows:
+    """Reads rows, and keeps what tells keypoints from polygons: rows by their number of values, boxes left out."""
+
+    keypoints: int
+    lengths: Counter[int] = field(default_factory=Counter)
+    posed: int = 0  # of those, rows whose points all lie in the box that their first values would be
+
+    def row(self, cells: list[str], where: str) -> tuple[Row | None, str]:
+        """(row, '') or (None, why it is broken)."""
+        try:
+            numbers = [_number(cell) for cell in cells]
+        except ValueError:
+            return None, f"not numbers: {' '.join(cells)[:60]}"
+        count = len(numbers)
+        if self.keypoints and count == BOX + self.keypoints:
+            numbers = numbers[:BOX]
+        elif self.keypoints and count != BOX:
+            return None, f"{count} values; by `kpt_shape` a row has {BOX + self.keypoints}: a box and its keypoints"
+        elif count < BOX or (count > BOX and count % 2 == 0):
+            return None, f"{count} values; a box has 5 (class x y width height), a polygon an odd number from 7"
+        elif count == BOX + 2 and cells[-1].isdecimal():
+            return None, (
+                "7 values, the last a whole number: a tracker's box, or a triangle? "
+                "Keep the first five, or write the triangle with decimal points"
+            )
+        if not 0 <= numbers[0] < 2**31 or numbers[0] % 1:
+            return None, f"class {cells[0][:20]} is not a number from 0"
+        kind = int(numbers[0])
+        if len(numbers) > BOX:
+            across, down = numbers[1::2], numbers[2::2]
+            self.lengths[count] += 1
+            self.posed += _looks_posed(numbers)
+            return Row(kind, (min(across), min(down), max(across), max(down)), where, relative=True), ""
+        x, y, width, height = numbers[1:]
         if width <= 0 or height <= 0:
             return None, f"the box has width {width:.6g} and height {height:.6g}"
-        return None, f"outside [0, 1]: {' '.join(cells[1:])}"
-    if width <= 0 or height <= 0:
-        return None, f"the box has width {width:.6g} and height {height:.6g}"
-    # Half a box may stick out: labels are of whole objects, cut at the image's edge.
-    left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    return Row(kind, (max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0)), where, relative=True), ""
+        if not all(0 <= value <= 1 for value in (x, y, width, height)):
+            return None, f"outside [0, 1]: {' '.join(cells[1:BOX])[:80]}"
+        # Half a box may stick out: labels are of whole objects, cut at the image's edge.
+        left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        return Row(kind, (max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0)), where, relative=True), ""
+
+    def refuse_poses(self, path: Path) -> None:
+        """Refuse keypoints that data.yaml does not declare: read as polygons, their boxes would be wrong.
+
+        All rows of one length, and in each of them every point within the box of the first four values, are no chance.
+
+        Raises:
+            EdgeError: the rows are such.
+        """
+        rows = self.lengths.total()
+        if rows >= FEWEST_POSES and len(self.lengths) == 1 and self.posed == rows:
+            (count,) = self.lengths
+            raise EdgeError(
+                f"the labels of `{path}` look like boxes with keypoints ({count} values a row), not like polygons",
+                f"declare `kpt_shape: [{(count - BOX) // 2}, 2]` there, or keep each row's first five values",
+            )
+
+
+def _looks_posed(numbers: list[float]) -> bool:
+    """At least three points (two are a rotated box's last ones), all within the box, or (0, 0) for unseen ones."""
+    x, y, width, height = numbers[1:BOX]
+    points = list(zip(numbers[BOX::2], numbers[BOX + 1 :: 2], strict=True))
+    return len(points) >= 3 and all(
+        (across == down == 0) or (2 * abs(across - x) <= width and 2 * abs(down - y) <= height)
+        for across, down in points
+    )
+
+
+def _number(cell: str) -> float:
+    """A decimal number as programs write it; Python alone also takes `1_000` and other scripts' digits."""
+    value = float(cell)
+    if not cell.isascii() or "_" in cell or not math.isfinite(value):
+        raise ValueError(cell)
+    return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,3 +254,79 @@ def test_missing_tells_plan_without_reading(folder: Path, tmp_path: Path) -> Non
     ]
     gaps = missing(DataSpec(format="image-folder", root=folder, train="cat", select="val", scored="test"))
     assert [where for _, where, _ in gaps] == [str(folder / "val"), str(folder / "test")]
+
+
+def header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
+    """The beginning of a .npy file that promises an array of this shape."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_2_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header((10**12, 6, 6, 3)), "promises 108,000,000,000,000 bytes"),
+        (header((2**40, 2**40, 2**40)), "promises"),
+        (header((-1, 6, 6, 3)), "cannot be read"),
+        (header((4, 6, 6, 3), "<U1000000000"), "promises|cannot be read"),
+        (b"\x93NUMPY\x03\x00\xff\xff\xff\xff", "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_arrays_whose_header_promises_too_much(tmp_path: Path, packed: int, content: bytes, message: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", packed) as archive:
+        archive.writestr("images.npy", content)
+        archive.writestr("labels.npy", header((4,)) + bytes(4))
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(EdgeError, match=message):
+        prepare(out, DataSpec(format="arrays", root=tmp_path / "a.npz"), 8)
+
+
+def test_an_array_that_unpacks_to_more_than_the_memory(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = arrays()
+    np.savez_compressed(path, images=np.zeros((99, 64, 64, 3), np.uint8), labels=np.arange(99) % 4)
+    monkeypatch.setattr("os.sysconf", lambda name: 1 << 20 if name == "SC_PHYS_PAGES" else 1)
+    fails("unpacked it takes 1,216,512 of 1,048,576 bytes", "numpy.savez", format="arrays", root=path)
+
+
+@pytest.mark.parametrize("label", [10**12, 2**63])
+def test_a_label_without_bounds(arrays: Arrays, label: int) -> None:
+    labels = np.full(40, 1, np.uint64)
+    labels[3] = label
+    fails(f"has the label {label}", "class numbers end", format="arrays", root=arrays(labels=labels))
+
+
+def test_members_of_an_archive_that_are_encrypted_or_no_arrays(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images", b"no ending")
+        archive.writestr("../../labels.npy", b"never written anywhere")
+    fails("cannot be read", "numpy.savez", format="arrays", root=tmp_path / "a.npz")
+    np.savez_compressed(tmp_path / "b.npz", images=BYTES, labels=np.arange(40) % 4)
+    content = bytearray((tmp_path / "b.npz").read_bytes())
+    for place in (content.index(b"PK\x03\x04") + 6, content.index(b"PK\x01\x02") + 8):
+        content[place] |= 1  # the flag of encryption
+    (tmp_path / "b.npz").write_bytes(content)
+    fails("cannot be read", "numpy.savez", format="arrays", root=tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.png,x\n".encode("utf-16"), ""),
+        (b"a.png,x\nb.png,caf\xe9\n", "line 2: byte 0xe9 is not utf-8 text"),
+        (b"a.png," + b"x" * 200_000 + b"\n", "field larger than field limit"),
+        (b"a.png,x\0\n", "line 1: a NUL character"),
+        (b'"a.png,x\n', "cannot be read"),
+        (b"x" * 300 + b",x\n", "names missing files"),
+    ],
+)
+def test_tables_of_other_bytes(table: Callable[..., Path], content: bytes, message: str, tmp_path: Path) -> None:
+    root = table("")
+    (root / "labels.csv").write_bytes(content)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(EdgeError, match=message or "at least|needs"):  # one image is read, and one class is too few
+        prepare(out, DataSpec(format="label-table", root=root), 8)

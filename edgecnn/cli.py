@@ -16,6 +16,7 @@ from edgecnn.cli_options import (
     AsJson,
     DeviceGiven,
     Hosts,
+    Images,
     InputText,
     Links,
     LockClocks,
@@ -242,7 +243,7 @@ def quantize(
         Path, typer.Option(help="Images: folder, label table, .npz; a detector's data.yaml; arrays: .npz by input.")
     ],
     device: DeviceGiven,
-    images: Annotated[int, typer.Option(min=1, help="How many calibration images.")] = 256,
+    images: Images = None,
     ranges: Annotated[str, typer.Option(help="auto, minmax, percentile, entropy or mse.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("quantized"),
     input_: InputText = "",

@@ -21,6 +21,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 InputText = Annotated[
     str, typer.Option("--input", help="A foreign model's preprocessing, as mean=0.5,std=0.5,layout=nchw,size=224.")
 ]
+Images = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many calibration images; left out, up to 256, or as many as there are."),
+]
 Sets = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.epochs=3. Repeatable.")
 ]

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from edgecnn.cli_options import AsJson, DeviceGiven, InputText, Quiet, print_result, shown
+from edgecnn.cli_options import AsJson, DeviceGiven, Images, InputText, Quiet, print_result, shown
 
 
 def sensitivity(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A float model.")],
     data: Annotated[Path, typer.Option(help="Calibration images: image folder, label table, or .npz with `images`.")],
     device: DeviceGiven,
-    images: Annotated[int, typer.Option(min=1, help="How many calibration images.")] = 256,
+    images: Images = None,
     ranges: Annotated[str, typer.Option(help="auto, minmax, percentile, entropy or mse.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("sensitivity"),
     input_: InputText = "",

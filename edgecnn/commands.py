@@ -199,7 +199,7 @@ def check_run(
 
 
 def quantize_file(
-    model: Path, *, data: Path, device: str, images: int, ranges: str, out: Path, preprocessing: str,
+    model: Path, *, data: Path, device: str, images: int | None, ranges: str, out: Path, preprocessing: str,
     keep_float: tuple[str, ...], max_accuracy_drop: float | None = None, recover: str = "auto",
     effort: EffortName = "balanced", select_images: int | None = None, decoder: str = "",
 ) -> Summary:  # fmt: skip

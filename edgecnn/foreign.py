@@ -32,7 +32,7 @@ FITS = ("letterbox", "crop", "stretch")
 
 
 def quantize_foreign(
-    model: Path, *, data: Path, profile: DeviceProfile, images: int, ranges: str, out: Path, preprocessing: str,
+    model: Path, *, data: Path, profile: DeviceProfile, images: int | None, ranges: str, out: Path, preprocessing: str,
     keep_float: tuple[str, ...], max_accuracy_drop: float | None = None, recover: str = "auto",
     effort: EffortName = "balanced", select_images: int | None = None, decoder: str = "",
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
@@ -63,10 +63,11 @@ def quantize_foreign(
         raise EdgeError(f"--decode is for labelled boxes, and `{data}` has none", "give a YOLO data.yaml or COCO JSON")
     promise = promise_of(max_accuracy_drop, "map50_95" if boxes else "top1")
     stop = recover_of(recover, max_accuracy_drop)
-    most = {} if select_images is None else {"select_images": select_images}
+    typed = {"images": images, "select_images": select_images}
+    numbers = {name: value for name, value in typed.items() if value is not None}
     try:
         spec = QuantizeSpec.model_validate(
-            {"images": images, "ranges": ranges, "keep_float": keep_float, "recover": stop, "effort": effort, **most}
+            {"ranges": ranges, "keep_float": keep_float, "recover": stop, "effort": effort, **numbers}
         )
     except ValueError:
         raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, get_args(RangeMethod))) from None

@@ -20,7 +20,7 @@ from edgecnn.data.yolo_yaml import absent
 from edgecnn.decode import Decoder, layout
 from edgecnn.digests import is_regular
 from edgecnn.errors import EdgeError
-from edgecnn.foreign_budget import HELD
+from edgecnn.foreign_budget import HELD, calibrating_spec
 from edgecnn.io_contract import IoContract, OutputContract
 from edgecnn.progress import current
 from edgecnn.recipe import DataSpec, Promise, QuantizeSpec
@@ -135,9 +135,11 @@ def share_out_boxes(
     random = np.random.RandomState(0)  # its stream never changes between numpy versions (NEP 19)
     train = random.permutation(np.asarray(found.parts["train"]))
     other = random.permutation(np.asarray(found.parts.get("scored", ())))
+    judged = promise.max_accuracy_drop is not None
+    spec = calibrating_spec(spec, len(train), judged=judged and not len(other))
     pixels, _ = _read(found, hint, train[: spec.images], contract)
     left = train[spec.images :]
-    if promise.max_accuracy_drop is None:
+    if not judged:
         held = (left if len(left) >= len(other) else other)[:HELD]
         return pixels, None, _read(found, hint, held, contract)[0] if len(held) else None
     judging = (other if len(other) else left)[: spec.select_images]

@@ -53,6 +53,13 @@ def promise_of(max_accuracy_drop: float | None, metric: MetricName = "top1") -> 
     return Promise(max_accuracy_drop=max_accuracy_drop, score=ScoreSpec(metric=metric))
 
 
+def calibrating_spec(spec: QuantizeSpec, have: int, *, judged: bool) -> QuantizeSpec:
+    """The spec for `have` images in all: where their number is not typed, half of few are left to judge a budget."""
+    if not judged or have > spec.images or "images" in spec.model_fields_set:
+        return spec
+    return spec.model_copy(update={"images": max(1, have // 2)})
+
+
 def share_out(
     data: Path, contract: IoContract, spec: QuantizeSpec, promise: Promise
 ) -> tuple[Images, Selected | None, Images | None]:
@@ -69,6 +76,7 @@ def share_out(
     limit = spec.images + (spec.select_images if judged else HELD)
     pixels, labels = load_images(data, picture.size, picture.channels, picture.fit, limit=limit, seed=0)
     (shard,) = pixels.shards
+    spec = calibrating_spec(spec, len(pixels), judged=judged)
     calibrating, others = Images((shard[: spec.images],)), Images((shard[spec.images :],))
     if not judged:
         return calibrating, None, others

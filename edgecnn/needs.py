@@ -116,7 +116,7 @@ def check_calibration(spec: QuantizeSpec, data: Artifact) -> None:
         return
     from edgecnn.data import images
 
-    spec.require_images(len(images(data.path, "calibrate")))
+    spec.with_images(len(images(data.path, "calibrate")))
 
 
 def refuse(needed: list[Need]) -> None:

@@ -96,7 +96,7 @@ class QuantizeSpec(Spec):
     precision: Literal["int8"] = "int8"
     """Number type of quantized layers."""
     images: PositiveInt = 256
-    """Calibration images, the first of those that `data.calibrate` keeps."""
+    """Calibration images, the first of those that `data.calibrate` keeps; not given, fewer will do if that is all."""
     ranges: RangeMethod = "auto"
     """How activation ranges are calibrated; `auto` takes the best of the others, tensor by tensor."""
     keep_float: tuple[str, ...] = ()
@@ -129,17 +129,20 @@ class QuantizeSpec(Spec):
             case RecoverSpec() as bounded:
                 return bounded.stop_at
 
-    def require_images(self, have: int) -> None:
-        """Refuse to calibrate on fewer images than asked.
+    def with_images(self, have: int) -> QuantizeSpec:
+        """The spec for `have` images: their number where `images` was not typed, which then means "at most".
 
         Raises:
-            EdgeError: always then; it names both numbers.
+            EdgeError: more were asked for than there are; it names both numbers.
         """
-        if self.images > have:
+        if self.images <= have:
+            return self
+        if "images" in self.model_fields_set or not have:
             raise EdgeError(
                 f"`quantize.images` asks for {self.images} calibration images, but there are {have}",
                 f"lower `quantize.images` to {have} or give more images",
             )
+        return self.model_copy(update={"images": have})
 
 
 class ScoreSpec(Spec):
@@ -309,7 +312,8 @@ class Recipe(Spec):
             )
         if self.train.epochs == 0 and self.train.distill:
             raise ValueError("`train.distill` is given but `train.epochs` is 0: nothing would be trained")
-        if self.quantize.images > self.data.calibrate:
+        asked = "images" in self.quantize.model_fields_set  # else as many as there are, at most its default
+        if asked and self.quantize.images > self.data.calibrate:
             raise ValueError(
                 f"`quantize.images` {self.quantize.images} is more than `data.calibrate` {self.data.calibrate} keeps"
             )

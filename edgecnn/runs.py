@@ -81,7 +81,10 @@ def _write(
         for engine in (evidence.engine, *compiled):
             _copy_engine(engine, partial)
         lock = {
-            "recipe": recipe.model_dump(mode="json"),
+            # A number that means "at most" unless it is typed stays untyped.
+            "recipe": recipe.model_dump(
+                mode="json", exclude={"quantize": {"images"} - recipe.quantize.model_fields_set}
+            ),
             "stages": {part.stage: part.key for part in (*evidence.artifacts(), *compiled)},
             "data_digest": report.data_digest,
             "versions": {"edgecnn": code_version(), **{name: versions(name) for name in LIBRARIES}},

@@ -37,7 +37,7 @@ class DataSpec(Spec):
     select_fraction: Fraction = 0.1
     """Part of the training images held out for selection where `select` is not declared."""
     calibrate: PositiveInt = 512
-    """Training images kept for calibration, in a seeded order."""
+    """Training images kept for calibration, in a seeded order: so many at most."""
     color: Literal["rgb", "gray"] = "rgb"
     """Channels that every image is read with: 3 or 1."""
     fit: Literal["crop", "stretch", "letterbox"] = "crop"

@@ -25,7 +25,7 @@ SHOWN = 30  # rows of the table on a terminal; the JSON has all
 
 
 def measure_file(
-    model: Path, *, data: Path, device: str, images: int, ranges: str, out: Path, preprocessing: str,
+    model: Path, *, data: Path, device: str, images: int | None, ranges: str, out: Path, preprocessing: str,
     keep_float: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Measure `model` for a device; write sensitivity.json and, with matplotlib, sensitivity.png to `out`.
@@ -44,14 +44,15 @@ def measure_file(
     feeds = feeds_of(model, data)
     contract = contract_of(model, preprocessing) if feeds is None else None
     try:
-        spec = QuantizeSpec.model_validate({"images": images, "ranges": ranges, "keep_float": keep_float})
+        number = {} if images is None else {"images": images}
+        spec = QuantizeSpec.model_validate({"ranges": ranges, "keep_float": keep_float, **number})
     except ValueError:
         raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, get_args(RangeMethod))) from None
     check_writable(out)
     target = connect(profile)
     if contract is not None:
         given = contract.input
-        pixels, labels = load_images(data, given.size, given.channels, given.fit, limit=images, seed=0)
+        pixels, labels = load_images(data, given.size, given.channels, given.fit, limit=spec.images, seed=0)
         found = sensitivity(model, contract, pixels, target.scheme, spec, labels)
     else:
         assert feeds is not None

@@ -56,10 +56,11 @@ def images_below(folder: Path, *, beside: tuple[str, ...] = ()) -> Walked:
 def say_passed(passed: Counter[str]) -> None:
     """One line on what was passed over, by ending; nothing where nothing was."""
     if passed:
+        noun = "file that is" if passed.total() == 1 else "files that are"
         told = [f"{count} {what}" for what, count in passed.most_common(PASSED_SHOWN)]
         rest = passed.total() - sum(count for _, count in passed.most_common(PASSED_SHOWN))
         told += [f"{rest} others"] if rest else []
-        current().note(f"data: passed over {passed.total()} that are not images read here: {', '.join(told)}")
+        current().note(f"data: passed over {passed.total():,} {noun} not read as images: {', '.join(told)}")
 
 
 def shown_ending(ending: str) -> str:

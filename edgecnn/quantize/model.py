@@ -46,7 +46,7 @@ def quantize_file(
     network: Network | None, folder: Path,
 ) -> None:  # fmt: skip
     """Write model.onnx, typed.onnx (with FP16 islands) and quantize.json under `out`; see `quantize_model`."""
-    spec.require_images(len(images))
+    spec = _settled(spec, len(images))
     if promise.max_accuracy_drop is not None and selected is None:
         raise EdgeError(
             "an accuracy budget needs labelled images beside the calibration images, and there are none",
@@ -105,6 +105,16 @@ def typed_file(out: Path, model: Path, images: ImageSource, contract: IoContract
     shapes, largest = observe(graph, list(feeder.feeds(feeder.sample(TYPED_IMAGES))))
     half = _typed(out, model, graph, feeder, shapes, largest, CLEAN_FLOAT_DB)
     (out / "typed.json").write_text(json.dumps({**half.as_json(), "float_islands": _told(half)}, indent=1))
+
+
+def _settled(spec: QuantizeSpec, have: int) -> QuantizeSpec:
+    """The spec with as many images as there are, where their number is not typed; it is said where they are fewer."""
+    settled = spec.with_images(have)
+    if settled.images < spec.images:
+        progress.current().note(
+            f"quantize: {have} images calibrate, all that there are (up to {spec.images} by default)"
+        )
+    return settled
 
 
 def _typed(

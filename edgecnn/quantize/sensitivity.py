@@ -129,7 +129,7 @@ def sensitivity(
     Raises:
         EdgeError: what `quantize_model` refuses.
     """
-    spec.require_images(len(images))
+    spec = spec.with_images(len(images))
     float_model = canonical(model)
     feeder = Feeder(float_model, contract, images, spec.images)
     require_same(model, float_model, list(feeder.feeds(feeder.sample(COMPARED))))

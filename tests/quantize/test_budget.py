@@ -20,7 +20,7 @@ from edgecnn.cli import app
 from edgecnn.commands import quantize_file
 from edgecnn.device import DeviceFacts, Scheme, kernels
 from edgecnn.errors import EdgeError
-from edgecnn.foreign_budget import promise_of, recover_of, share_out, verdict_of
+from edgecnn.foreign_budget import calibrating_spec, promise_of, recover_of, share_out, verdict_of
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.judge import Selected
 from edgecnn.recipe import Promise, QuantizeSpec, RecoverSpec
@@ -209,6 +209,23 @@ def test_json_of_a_process(desk: Path) -> None:
     assert document["quantize"]["ladder"][0]["images"] == 450
     assert "INT8 kernels of" in document["quantize"]["recovery"]["judged"]
     assert (desk / "json" / "model.int8.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "have", "judged", "calibrate"),
+    [
+        ({}, 70, False, 256),  # all 70 of them: there is no more to load
+        ({}, 70, True, 35),
+        ({}, 256, True, 128),
+        ({}, 1000, True, 256),
+        ({"images": 50}, 70, True, 50),
+        ({"images": 70}, 70, True, 70),  # refused then: none is left
+    ],
+)
+def test_few_images_are_shared_where_their_number_is_not_typed(
+    given: dict[str, int], have: int, judged: bool, calibrate: int
+) -> None:
+    assert calibrating_spec(QuantizeSpec(**given), have, judged=judged).images == calibrate
 
 
 @pytest.mark.parametrize(

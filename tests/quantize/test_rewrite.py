@@ -18,6 +18,7 @@ from quantize_graphs import ARM, CPU, CPU_7BIT, TENSORRT, Net, Pictures, contrac
 from edgecnn.data.index import write_shards
 from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError
+from edgecnn.progress import Plain, showing
 from edgecnn.quantize import quantize_model, typed_float
 from edgecnn.recipe import QuantizeSpec
 from edgecnn.store import Artifact
@@ -289,3 +290,10 @@ def test_more_images_than_there_are(tmp_path: Path) -> None:
             tmp_path, QuantizeSpec(images=13), TENSORRT, residual_net(tmp_path / "m.onnx"), pictures(12), contract()
         )
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_the_usual_number_of_images_is_at_most_so_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with showing(Plain()):
+        quantize_model(tmp_path, QuantizeSpec(), TENSORRT, residual_net(tmp_path / "m.onnx"), pictures(12), contract())
+    assert json.loads((tmp_path / "quantize.json").read_text())["calibration"]["images"] == 12
+    assert "12 images calibrate, all that there are (up to 256 by default)" in capsys.readouterr().err

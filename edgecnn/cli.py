@@ -160,16 +160,15 @@ def schema() -> None:
 @app.command()
 def init(
     path: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="Where to write the recipe.")] = None,
-    task: Annotated[str | None, typer.Option(help="classify")] = None,
-    data: Annotated[str | None, typer.Option(help="Image folder, label table, .npz, or `digits`.")] = None,
+    task: Annotated[str | None, typer.Option(help="classify or detect.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder, table, .npz, data.yaml, COCO JSON, or `digits`.")] = None,
     device: Annotated[str | None, typer.Option(help="A name from `edgecnn devices list`.")] = None,
 ) -> None:
     """Ask for task, data and device; write a commented recipe that builds."""
-    from edgecnn.init import ask_and_write
+    from edgecnn.init import answer_of, ask_and_write
 
-    written = ask_and_write(
-        path, task=task, data=data, device=device, ask=lambda text, default: typer.prompt(text, default)
-    )
+    with _shown(False):
+        written = ask_and_write(path, task=task, data=data, device=device, ask=answer_of)
     print(f"wrote {written}\nnext: edgecnn plan {written}")
 
 

@@ -15,6 +15,7 @@ from edgecnn.data.index import Prepared, Split, write_shards
 from edgecnn.data.openers import Opener
 from edgecnn.data.pixels import fit_image
 from edgecnn.data.tables import listed
+from edgecnn.data.walk import readable
 from edgecnn.progress import current, track
 from edgecnn.recipe import DataSpec
 
@@ -31,7 +32,7 @@ def left_out(opener: Opener, corrupt: dict[int, str], *, skip: bool) -> tuple[st
         raise corrupt_error(
             opener, corrupt, "repair or remove them, or set `data.skip_corrupt: true` to leave them out"
         )
-    skipped = tuple(opener.name(number) for number in corrupt)
+    skipped = tuple(readable(opener.name(number)) for number in corrupt)
     if skipped:
         images = "corrupt image" if len(skipped) == 1 else "corrupt images"
         current().note(f"data: left out {len(skipped)} {images}: {listed(list(skipped))}")

@@ -7,12 +7,14 @@ import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgecnn.data.texts import read_text
+from edgecnn.data.texts import read_text, short
 from edgecnn.digests import is_regular
 from edgecnn.errors import EdgeError
 
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "path")
 LABEL_COLUMNS = ("label", "class")
+ID_COLUMNS = (*FILE_COLUMNS, "fname", "id", "image_id", "image_name", "img", "name")  # of two columns, the file's
+LONGEST = 500  # characters of one name
 SHOWN = 10  # names in a list before it is counted only
 
 
@@ -26,9 +28,9 @@ class Row:
 
 
 def listed(names: list[str]) -> str:
-    """Up to ten names, then how many more."""
+    """Up to ten names, each of a readable length, then how many more."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(f"`{name}`" for name in names[:SHOWN]) + more
+    return ", ".join(f"`{name if len(name) <= LONGEST else name[:LONGEST] + '…'}`" for name in names[:SHOWN]) + more
 
 
 def require_inside(part: str, name: str | None) -> None:
@@ -63,7 +65,7 @@ def read_table(path: Path, folder: Path) -> list[Row]:
     except csv.Error as error:
         raise EdgeError(f"label table `{path}` cannot be read: {error}", "save it as UTF-8 text") from error
     file_column, label_column, width = 0, 1, 2
-    if lines and (header := _header(lines[0][1])):
+    if lines and (header := _header(lines[0][1], folder)):
         file_column, label_column = header
         width = len(lines.pop(0)[1])
     if not lines:
@@ -72,7 +74,7 @@ def read_table(path: Path, folder: Path) -> list[Row]:
     for line, cells in lines:
         if len(cells) != width or not cells[file_column] or not cells[label_column]:
             raise EdgeError(
-                f"label table `{path}`, line {line}: expected {width} values, got {cells}",
+                f"label table `{path}`, line {line}: expected {width} values, got {short(cells)}",
                 f"each line is a file name and a label, separated by a {'tab' if delimiter != ',' else 'comma'}",
             )
         name = PurePosixPath(cells[file_column])
@@ -81,11 +83,17 @@ def read_table(path: Path, folder: Path) -> list[Row]:
     return rows
 
 
-def _header(cells: list[str]) -> tuple[int, int] | None:
+def _header(cells: list[str], folder: Path) -> tuple[int, int] | None:
+    """(file's column, label's column) of a first line that names them; of two columns only the file's must be known."""
     lower = [cell.lower() for cell in cells]
     files = [number for number, cell in enumerate(lower) if cell in FILE_COLUMNS]
     labels = [number for number, cell in enumerate(lower) if cell in LABEL_COLUMNS]
-    return (files[0], labels[0]) if files and labels else None
+    if files and labels:
+        return files[0], labels[0]
+    named = [number for number, cell in enumerate(lower) if cell in ID_COLUMNS]
+    if len(cells) == 2 and len(named) == 1 and not is_regular(folder / cells[named[0]]):
+        return named[0], 1 - named[0]
+    return None
 
 
 def _check(path: Path, folder: Path, rows: list[Row]) -> None:
@@ -103,10 +111,14 @@ def _check(path: Path, folder: Path, rows: list[Row]) -> None:
             f"label table `{path}` names files outside `{folder}`: {listed(outside)}",
             "write paths relative to that folder: only what is under it is watched for changes",
         )
-    absent = [f"{row.file} (line {row.line})" for row in rows if not is_regular(folder / row.file)]
+    absent = [row for row in rows if not is_regular(folder / row.file)]
     if absent:
+        last = absent[-1].file
+        below = next((one for one in sorted(folder.iterdir()) if is_regular(one / last)), None)
+        where = f"; `{below / last}` is there: write `{below.name}/` before the names" if below else ""
         raise EdgeError(
-            f"label table `{path}` names missing files: {listed(absent)}", f"paths are relative to `{folder}`"
+            f"label table `{path}` names missing files: {listed([f'{row.file} (line {row.line})' for row in absent])}",
+            f"paths are relative to `{folder}`{where}",
         )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from edgecnn.data.archives import Archive, read_array
+from edgecnn.digests import is_regular
 from edgecnn.errors import EdgeError
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
@@ -105,13 +107,9 @@ def read_arrays(path: Path) -> NamedArrays:
     Raises:
         EdgeError: no such file, or not an .npz of arrays.
     """
-    if path.suffix != ".npz" or not path.is_file():
+    if path.suffix != ".npz" or not is_regular(path):
         raise EdgeError(f"`{path}` is not an .npz file", "numpy.savez(path, **{input name: array, samples first})")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return NamedArrays({name: content[name] for name in content.files}, f"`{path.name}`")
-    except (OSError, ValueError) as error:
-        raise EdgeError(f"`{path}` cannot be read: {error}", "write it with numpy.savez") from error
+    return NamedArrays({name: read_array(path, name) for name in Archive(path).keys()}, f"`{path.name}`")  # noqa: SIM118
 
 
 def _batch(value: ir.Value) -> int | None:

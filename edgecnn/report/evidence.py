@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgecnn.average_precision import Matches, match
 from edgecnn.data import read_index
 from edgecnn.data.boxes import Boxes, boxes
+from edgecnn.data.walk import readable
 from edgecnn.detect import Detections
 from edgecnn.errors import EdgeError
 from edgecnn.report import LayerError
@@ -143,7 +144,7 @@ def _answers(evidence: Evidence) -> Classified | Detected:
         truth = boxes(evidence.data.path, "scored")
         index = read_index(evidence.data.path)
         reference, before, after = (read_box_scores(folder, truth, len(index.classes)) for folder in folders)
-        names = tuple(index.files[number] or f"image {number}" for number in index.splits["scored"])
+        names = tuple(readable(index.files[number] or f"image {number}") for number in index.splits["scored"])
         return Detected(reference, before, after, truth, names)
     found = Classified(*(read_scores(folder) for folder in folders))
     for name, scores in (("score-float", found.before), ("score-int8", found.after)):

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from edgecnn.data import missing, prepare
+from edgecnn.data.tables import read_table
 from edgecnn.errors import EdgeError
+from edgecnn.quantize.arrays import read_arrays
 from edgecnn.recipe import DataSpec
 
 Arrays = Callable[..., Path]
@@ -138,6 +140,17 @@ def table(tmp_path: Path, picture: Picture) -> Callable[[str], Path]:
 def test_table_names_a_missing_file(table: Callable[..., Path]) -> None:
     root = table("a.png,x\nz.png,y\n")
     fails("names missing files: `z.png (line 2)`", "paths are relative to", format="label-table", root=root)
+
+
+def test_a_table_of_names_whose_images_lie_in_a_folder_beside_it(table: Callable[..., Path], tmp_path: Path) -> None:
+    """As competitions hand them out: `train_master.tsv` of `id` and a word of its own, the images in `train/`."""
+    root = table("id\texpression\na.png\tsad\nb.png\tglad\n", "train_master.tsv")
+    assert [row.label for row in read_table(root / "train_master.tsv", root)] == ["sad", "glad"]
+    (root / "train").mkdir()
+    for name in "ab":
+        (root / f"{name}.png").rename(root / "train" / f"{name}.png")
+    hint = "train/b.png` is there: write `train/` before the names"
+    fails("names missing files: `a.png (line 2)`, `b.png (line 3)`", hint, format="label-table", root=root)
 
 
 def test_table_with_duplicate_rows(table: Callable[..., Path]) -> None:
@@ -283,6 +296,8 @@ def test_arrays_whose_header_promises_too_much(tmp_path: Path, packed: int, cont
     out.mkdir()
     with pytest.raises(EdgeError, match=message):
         prepare(out, DataSpec(format="arrays", root=tmp_path / "a.npz"), 8)
+    with pytest.raises(EdgeError, match=message):
+        read_arrays(tmp_path / "a.npz")
 
 
 def test_an_array_that_unpacks_to_more_than_the_memory(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:

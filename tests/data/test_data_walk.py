@@ -142,6 +142,8 @@ def test_odd_names_and_files_below_the_root(
         (folder / "dog" / "caf\udce9.png").write_bytes(b"")
         with pytest.raises(EdgeError, match="corrupt image"):
             prepare(tmp_path / "out", data, 8)
+        _, index, _ = prepared(format="image-folder", root=folder, calibrate=4, skip_corrupt=True)
+        assert index.skipped == ("dog/caf\\xe9.png",)
 
 
 def test_a_class_folder_whose_name_is_not_utf8_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from edgecnn.quantize.typed import typed
 IMAGES, LEAST = 8, 2
 PIXELS = 4 * 640 * 640  # together: of large images fewer, which take as long and as much memory
 ACCUMULATION = "FP32"  # inside an operator; its result is rounded to FP16
-WANTED_DB, ALLOWED_DB = 1.0, 3.0  # worse than FP32: above the first, FP32 grows; above the second, the graph is refused
+WANTED_DB, ALLOWED_DB = 1.0, 3.0  # worse than FP32: beyond the first, FP32 grows; beyond the second, all is FP32
 # What is cleaner is not asked for more. FP16 alone reaches 50 to 70 dB, and 35 where a network magnifies every error;
 # such a network's INT8 is far below that.
 CLEAN_DB, CLEAN_FLOAT_DB = 40.0, 30.0

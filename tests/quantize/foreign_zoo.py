@@ -157,6 +157,69 @@ def _overridable() -> Foreign:
     return made.out("y")
 
 
+def _added(*shape: int, out: tuple[object, ...] = ("N", 8)) -> Foreign:
+    made = Foreign().add(N("GlobalAveragePool", ["r"], ["p"]), N("Flatten", ["p"], ["f"]))
+    made.add(N("MatMul", ["f", "wm"], ["z"], "product"), N("Add", ["z", "b"], ["y"], "sum"))
+    return made.add(wm=made.random(16, 8), b=made.random(*shape)).out("y", out)
+
+
+def _computed_bias() -> Foreign:
+    made = Foreign().add(
+        N("GlobalAveragePool", ["r"], ["p"]), N("Flatten", ["p"], ["f"]), N("Mul", ["f", "two"], ["g"])
+    )
+    made.add(N("Gemm", ["f", "wg", "g"], ["y"], "fc", beta=0.5, alpha=2.0), wg=made.random(16, 16), two=np.float32(2))
+    return made.out("y", ("N", 16))
+
+
+def _left_weight() -> Foreign:
+    made = Foreign().add(N("Reshape", ["r", "list"], ["f"]), N("MatMul", ["W", "f"], ["y"], "left"))
+    return made.add(list=np.array([0, 16, 256]), W=made.random(8, 16)).out("y", ("N", 8, 256))
+
+
+def _later(op: str, opset: int, **attributes: object) -> Foreign:
+    return Foreign(opset=opset).add(N(op, ["r"], ["n"], **attributes), N("Conv", ["n", "w1"], ["y"])).out("y")
+
+
+def _rms() -> Foreign:
+    made = Foreign(opset=23).add(N("RMSNormalization", ["r", "g"], ["n"], axis=-1), N("Conv", ["n", "w1"], ["y"]))
+    return made.add(g=made.random(16) + 1).out("y")
+
+
+def _attention() -> Foreign:
+    made = Foreign(opset=23).add(N("Reshape", ["r", "list"], ["f"]), N("Transpose", ["f"], ["t"], perm=[0, 2, 1]))
+    made.add(N("Attention", ["t", "t", "t"], ["a"], q_num_heads=2, kv_num_heads=2), N("MatMul", ["a", "wm"], ["y"]))
+    return made.add(list=np.array([0, 16, 256]), wm=made.random(16, 8)).out("y", ("N", 256, 8))
+
+
+def _as_tensorflow() -> Foreign:
+    made = Foreign(opset=11)
+    made.nodes = [N("Conv", ["x", "w0"], ["c"], pads=[1] * 4), N("BatchNormalization", ["c", "g", "b", "m", "v"], ["bn"]),
+                  N("Clip", ["bn", "lo", "hi"], ["r"]), N("Pad", ["r", "pads"], ["pp"], mode="constant"),
+                  N("Conv", ["pp", "w3"], ["d"]), N("GlobalAveragePool", ["d"], ["gp"]),
+                  N("Squeeze", ["gp"], ["y"], axes=[2, 3])]  # fmt: skip
+    norm = {name: np.abs(made.random(16)) + 0.5 for name in ("g", "b", "m", "v")}
+    made.add(
+        lo=np.float32(0), hi=np.float32(6), pads=np.array([0, 0, 0, 0, 0, 0, 1, 1]), w3=made.random(8, 16, 3, 3), **norm
+    )
+    return made.out("y", ("N", 8))
+
+
+def _as_paddle() -> Foreign:
+    made = Foreign(opset=11).add(N("Shape", ["r"], ["sh"]), N("Slice", ["sh", "z", "o"], ["n"]),
+                                 N("Concat", ["n", "rest"], ["to"], axis=0), N("Reshape", ["r", "to"], ["f"]),
+                                 N("Transpose", ["f"], ["t"], perm=[0, 2, 1]), N("MatMul", ["t", "wm"], ["mm"]),
+                                 N("Add", ["mm", "b"], ["s"]), N("Softmax", ["s"], ["y"], axis=2))  # fmt: skip
+    made.add(z=np.array([0]), o=np.array([1]), rest=np.array([16, 256]), wm=made.random(16, 8), b=made.random(8))
+    return made.out("y", ("N", 256, 8))
+
+
+def _half_ends() -> Foreign:
+    made = _half(TensorProto.FLOAT16, 17)
+    made.nodes[-2:] = [N("Conv", ["rh", "h1"], ["y"], "last"), N("Identity", ["y"], ["y2"])]
+    made.outputs.clear()
+    return made.out("y", kind=TensorProto.FLOAT16).out("y2", kind=TensorProto.FLOAT16)
+
+
 def _named(tensor: str = "", node: str = "", weight: str = "") -> Foreign:
     """The Mul's output, the second Conv or the factor under a name like one of ours."""
     factor = weight or "factor"
@@ -182,7 +245,7 @@ ZOO: dict[str, Callable[[], Foreign]] = {
     "tensor that is read on": lambda: Foreign().add(_last()).out("r").out("y"),
     "norm and its source": _norm_source,
     "norm in training mode": _training_norm,
-    "weight": lambda: Foreign().add(_last()).out("y").out("w1", (16, 16, 1, 1)),
+    "weight too": lambda: Foreign().add(_last()).out("y").out("w1", (16, 16, 1, 1)),
     "initializer": lambda: Foreign(weights={"p": np.ones((50, 4), np.float32)}).add(_last()).out("p", (50, 4)).out("y"),
     "constant": lambda: Foreign().add(_last(), N("Constant", [], ["p"], value_floats=[1.0, 2.0])).out("y").out("p", (2,)),
     "copy of a weight": lambda: Foreign().add(_last(), N("Identity", ["w1"], ["p"])).out("y").out("p", (16, 16, 1, 1)),
@@ -207,6 +270,19 @@ ZOO: dict[str, Callable[[], Foreign]] = {
     "bias ()": lambda: _gemm(),
     "alpha and beta": lambda: _gemm(24, alpha=0.5, beta=2.0),
     "group norm 21": _group_norm,
+    "sum with a number": _added,
+    "sum with (1, 8)": lambda: _added(1, 8),
+    "sum of more dimensions": lambda: _added(1, 1, 1, 8, out=(1, 1, "N", 8)),
+    "computed bias": _computed_bias,
+    "weight on the left": _left_weight,
+    "Gelu 20": lambda: _later("Gelu", 21, approximate="tanh"),
+    "HardSwish 22": lambda: _later("HardSwish", 22),
+    "RMSNormalization": _rms,
+    "Attention 23": _attention,
+    "as from TensorFlow": _as_tensorflow,
+    "as from Paddle": _as_paddle,
+    "FP16 outputs twice": _half_ends,
+    "an output called like the input": lambda: Foreign().add(_last()).out("y").out("x", ("N", 3, 16, 16)),
     "sequence": _sequence,
     "computed reshape": _computed_reshape,
     "constant data": _positions,

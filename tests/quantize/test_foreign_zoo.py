@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ from edgecnn.quantize.same import require_same
 from edgecnn.quantize.sensitivity import sensitivity
 from edgecnn.recipe import QuantizeSpec
 
-FOUR_BITS = TENSORRT.model_copy(update={"activation_bits": 6})  # a Clip before every QuantizeLinear
-SCHEMES = {"tensorrt": TENSORRT, "cpu": CPU, "few bits": FOUR_BITS}
+NAMED = ("tensor ", "weight ", "node ")
+FEW_BITS = TENSORRT.model_copy(update={"activation_bits": 6})  # a Clip before every QuantizeLinear
+SCHEMES = {"tensorrt": TENSORRT, "cpu": CPU, "few bits": FEW_BITS}
 IMAGES = np.random.default_rng(3).standard_normal((8, 3, 16, 16)).astype(np.float32)
 
 
@@ -46,13 +48,16 @@ def told(path: Path) -> list[tuple[str, bytes]]:
 
 
 def quantized(path: Path, scheme: Scheme, ranges: str = "minmax") -> dict[str, object]:
-    spec = QuantizeSpec(images=8, ranges=ranges)
+    spec = QuantizeSpec(images=8, ranges=ranges, effort="fast")
     quantize_model(path.parent, spec, scheme, path, NamedArrays({"x": IMAGES}), None)
     return json.loads((path.parent / "quantize.json").read_text())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", ZOO)
+# Names are the same for TensorRT with a Clip before the QuantizeLinear as without.
+ASKED = [(name, scheme) for name, scheme in product(ZOO, SCHEMES) if not name.startswith(NAMED) or scheme != "tensorrt"]
+
+
+@pytest.mark.parametrize(("name", "scheme"), ASKED)
 def test_ends_and_answers(name: str, scheme: str, tmp_path: Path) -> None:
     path = ZOO[name]().save(tmp_path / "m.given.onnx")
     quantized(path, SCHEMES[scheme])

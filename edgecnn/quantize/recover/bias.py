@@ -81,8 +81,12 @@ def _bias_of(node: ir.Node, overrides: Overrides) -> np.ndarray | None:
         return overrides.biases[node.name]
     values = [v for v in node.inputs if constant(v) is not None] if node.op_type == "Add" else list(node.inputs[BIAS:])
     array = constant(values[0]) if values else None
-    if array is None or array.size != array.shape[-1] or (node.op_type == "Gemm" and not _plain(node)):
+    if array is None or (array.ndim and array.size != array.shape[-1]) or (node.op_type == "Gemm" and not _plain(node)):
         return None
+    if node.op_type == "Add" and array.ndim > max(
+        (len(v.shape or ()) for v in node.inputs if constant(v) is None), default=0
+    ):
+        return None  # it gives the sum more dimensions
     return array.reshape(-1).astype(np.float32)
 
 

@@ -10,7 +10,7 @@ import onnx
 import onnx.numpy_helper
 
 from edgecnn.errors import EdgeError
-from edgecnn.quantize.stored import check_sizes, check_tensors
+from edgecnn.quantize.stored import check_sizes, check_tensors, check_windows
 from edgecnn.quantize.wiring import check_wiring
 
 LOWEST_OPSET, HIGHEST_OPSET = 11, 23
@@ -56,6 +56,7 @@ def _read(path: Path) -> onnx.ModelProto:
     if not model.graph.node or not model.graph.output:
         raise EdgeError(f"`{path}` holds no graph", "export the model again")
     check_tensors(model, path)
+    check_windows(_nodes(model.graph), path)
     return model
 
 

@@ -37,7 +37,7 @@ def require_same(path: Path, model: ir.Model, feeds: list[Feeds]) -> None:
     """Compare the file's answers with the canonical graph's, on single feeds and, where the batch is free, on two.
 
     Raises:
-        EdgeError: the file's answers change from run to run.
+        EdgeError: the file's answers are NaN, or change from run to run.
         InternalError: the canonical graph answers otherwise than the file, beyond rounding.
     """
     if random := _random(model):
@@ -53,6 +53,11 @@ def require_same(path: Path, model: ir.Model, feeds: list[Feeds]) -> None:
     got = _answers(model, feeds)
     if not (told := compared.difference(wanted, got)):
         return
+    if any(np.isnan(values).any() for one in wanted for values in one if values.dtype.kind == "f"):
+        raise EdgeError(
+            f"`{path}` itself answers NaN on calibration images",
+            "the float model overflows there: check its weights and its input's normalization",
+        )
     if told := compared.difference(wanted, _answers(path, feeds)):
         raise _changing(path, told)
     if told := compared.difference(wanted, got, _answers(path, feeds, simulate=True)):

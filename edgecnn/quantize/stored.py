@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -11,6 +11,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from edgecnn.errors import EdgeError
 
 MOST_ELEMENTS = 2**28  # of one tensor, for one image: 1 GiB as float32
+MOST_SIDE = 2**14  # pixels
+_WINDOWS = frozenset({"pads", "kernel_shape", "dilations", "strides", "output_padding"})
 _AGAIN = "export the model again"
 _BITS = {
     TensorProto.FLOAT: 32, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16, TensorProto.INT16: 16,
@@ -93,6 +95,20 @@ def _check_outside(tensor: TensorProto, path: Path, label: str, size: int) -> No
             f"{label} is {size:,} bytes; its place in `{name}` is {length:,} bytes from {offset:,} on, of {have:,}",
             f"`{name}` belongs to another model or is cut short: {_AGAIN}",
         )
+
+
+def check_windows(nodes: Iterable[NodeProto], path: Path) -> None:
+    """Refuse windows, steps and paddings of convolutions and pools that no image has: they cost hours.
+
+    Raises:
+        EdgeError: always then; it names the node.
+    """
+    for node in nodes:
+        for attribute in node.attribute:
+            most = max(map(abs, attribute.ints), default=0) if attribute.name in _WINDOWS else 0
+            if most > MOST_SIDE:
+                label = f"node `{node.name or node.output[0]}` ({node.op_type}) of `{path}`"
+                raise EdgeError(f"{label} has the `{attribute.name}` {most:,}, more than {MOST_SIDE:,}", _AGAIN)
 
 
 def check_sizes(inferred: GraphProto, path: Path) -> None:

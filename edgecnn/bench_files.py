@@ -65,8 +65,8 @@ def bench(
             "upper": 1 / ratio.lower,
         }
         lines.append(
-            f"speed-up  {speedup:.2f}x (5th percentiles) · pair median {1 / ratio.median:.2f}x"
-            f" [{1 / ratio.upper:.2f}, {1 / ratio.lower:.2f}]"
+            f"speed-up  {1 / ratio.median:.2f}x [{1 / ratio.upper:.2f}, {1 / ratio.lower:.2f}] (median of pairs)"
+            f" · {speedup:.2f}x (5th percentiles){' · the model is SLOWER' if ratio.lower > 1 else ''}"
         )
         if abs(speedup * ratio.median - 1) > 0.05:
             lines.append("the machine was noisy: the two speed-ups differ by more than 5 %")

@@ -29,7 +29,7 @@ from edgecnn.store import Artifact
 __all__ = ["Evidence", "collect_outcomes", "judge"]
 
 MIN_P99_QUERIES = 1024
-NOISY = 0.05  # distance of the headline speed-up from the median of pairs
+NOISY = 0.05  # distance of the undisturbed runs' speed-up from that of the median pair
 
 
 def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: Evidence, *, run: str = "") -> Report:
@@ -50,7 +50,7 @@ def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: 
         edgecnn=__version__,
         metric=recipe.score.metric,
         data_digest=measured.data_digest,
-        conditions=_conditions(facts, measured),
+        conditions=_conditions(recipe, facts, measured),
         checks=(_engine(measured), *nothing_proved(measured.answers), *_budgets(recipe.budgets, measured)),
         figures=figures,
         classes=class_accuracies(measured),
@@ -59,6 +59,7 @@ def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: 
         distribution=distribution(measured.float_ms, measured.int8_ms, float_name, "INT8"),
         curve=curve,
         changed=changed,
+        warnings=measured.quantize.warnings,
         notes=_notes(profile, facts, measured, {figure.name: figure.value for figure in figures}),
     )
 
@@ -180,10 +181,19 @@ def _p99(limit: float, measured: Measured) -> Check:
     )  # fmt: skip
 
 
-def _conditions(facts: DeviceFacts, measured: Measured) -> Conditions:
+def _conditions(recipe: Recipe, facts: DeviceFacts, measured: Measured) -> Conditions:
     quantize, after = measured.quantize, measured.answers.after.file
     scheme = quantize.scheme
+    model, data, train = recipe.model, recipe.data, recipe.train
+    weights = "" if model.weights is None else f", weights {getattr(model.weights, 'name', model.weights)}"
+    epochs = f"{train.epochs} epochs" if train.epochs != 1 else "1 epoch"
+    taught = f", taught by {recipe.teacher.name} ({recipe.teacher.family})" if recipe.teacher else ""
     return Conditions(
+        model=f"{model.name} ({model.family}{weights})",
+        input=f"{model.image_size} x {model.image_size} px, {'gray' if data.color == 'gray' else 'RGB'}, {data.fit}",
+        data=" ".join(filter(None, [data.format, data.root.name if data.root else ""])),
+        classes=len(measured.classes),
+        training=f"{epochs}{taught}" if train.epochs else "none: weights as given",
         images=after.n,
         hardware=facts.hardware,
         backend=facts.backend_version,
@@ -217,10 +227,10 @@ def _notes(
         notes.append("weights have 7 bits: this CPU has no VNNI, and 8-bit products would saturate its 16-bit sums")
     if "int8" in profile.unverified:
         notes.append(f"INT8 on {profile.name} is unverified: built and parsed, never given a speed until measured")
-    headline, pairs = values.get("speedup"), values.get("pair_speedup")
-    if headline and pairs and abs(headline / pairs - 1) > NOISY:
+    pairs, calm = values.get("speedup"), values.get("p5_speedup")
+    if pairs and calm and abs(calm / pairs - 1) > NOISY:
         notes.append(
-            f"the machine was noisy: speed-up {headline:.2f}x by 5th percentiles, {pairs:.2f}x by the median of pairs;"
+            f"the machine was noisy: speed-up {calm:.2f}x by 5th percentiles, {pairs:.2f}x by the median of pairs;"
             " not comparable with other runs"
         )
     match measured.answers:

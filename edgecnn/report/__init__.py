@@ -128,6 +128,11 @@ class CompiledFor(Spec):
 class Conditions(Spec):
     """What every figure of the report shares."""
 
+    model: str = ""  # the network, its family and weights
+    input: str = ""
+    data: str = ""  # format and folder's name
+    classes: int = 0
+    training: str = ""
     images: int  # scored
     hardware: str
     backend: str  # with its version
@@ -167,6 +172,7 @@ class Report(Spec):
     curve: PrecisionRecall | None = None  # of a detector, as are the images that changed most
     changed: tuple[ChangedImage, ...] = ()
     compiled_for: tuple[CompiledFor, ...] = ()
+    warnings: tuple[str, ...] = ()  # of the quantizer: outputs that are another model's
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="before")

@@ -92,14 +92,16 @@ def _plots(report: Report) -> dict[str, Markup] | None:
     except ImportError:
         return None
     found = {}
-    if report.classes:
-        found["classes"] = plots.classes_svg(_most_changed(report.classes))
-    if report.curve:
-        found["precision"] = plots.precision_svg(report.curve)
-    if report.distribution:
-        found["latency"] = plots.latency_svg(report.distribution)
-    if any(layer.sqnr_db is not None for layer in report.layers):
-        found["layers"] = plots.layers_svg(report.layers)
+    measure = f"AP by {wording.metric_text(report.metric)}" if report.curve else "accuracy"
+    for form, width in (("", plots.WIDTH), ("-narrow", plots.NARROW)):
+        if report.classes:
+            found[f"classes{form}"] = plots.classes_svg(_most_changed(report.classes), measure, width)
+        if report.curve:
+            found[f"precision{form}"] = plots.precision_svg(report.curve, width)
+        if report.distribution:
+            found[f"latency{form}"] = plots.latency_svg(report.distribution, width)
+        if any(layer.sqnr_db is not None for layer in report.layers):
+            found[f"layers{form}"] = plots.layers_svg(report.layers, width)
     return {name: Markup(svg) for name, svg in found.items()}  # matplotlib escapes its texts
 
 
@@ -141,7 +143,8 @@ def _tiles(report: Report) -> list[Tile]:
             times = [
                 wording.number_text(p50.value, "ms").replace(" ", "\N{NO-BREAK SPACE}") for p50 in (int8_p50, float_p50)
             ]
-            below = f"p50 {times[0]}, {float_name} {times[1]}"
+            bounds = wording.bounds_text(speedup.lower, speedup.upper, "x")
+            below = f"95 % bounds {bounds} · p50 {times[0]}, {float_name} {times[1]}"
         tiles.append(_tile(speedup, below))
     if ratio := report.figure("latency_ratio"):
         tiles.append(

@@ -10,6 +10,7 @@ from edgecnn.report.wording import (
     bounds_text,
     compiled_text,
     condition_rows,
+    headline,
     ladder_cells,
     ladder_text,
     limit_text,
@@ -22,9 +23,12 @@ from edgecnn.report.wording import (
 
 
 def as_markdown(report: Report) -> str:
-    """GitHub-flavoured Markdown."""
+    """GitHub-flavoured Markdown: what happened in a sentence and a few rows, everything else folded away."""
+    said, bad = headline(report)
     lines = [f"# {_plain(title_text(report))}: {state_text(report.verdict, report.kind)}", ""]
-    lines += [_plain(verdict_sentence(report)), "", "## Checks", ""]
+    lines += [f"**{':red_circle: ' if bad else ''}{_plain(said)}**", ""] if said else []
+    lines += [_plain(verdict_sentence(report)), "", *_summary(report), ""]
+    lines += ["<details><summary>Checks, figures and conditions</summary>", "", "## Checks", ""]
     lines += _table(
         ("check", "verdict", "measured", "95 % bounds", "limit", "detail"),
         [
@@ -68,7 +72,18 @@ def as_markdown(report: Report) -> str:
     lines += [f"- {report.when}, edgecnn {report.edgecnn}"]
     if report.notes:
         lines += ["", "## Notes", "", *(f"- {_plain(note)}" for note in report.notes)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "</details>"]) + "\n"
+
+
+def _summary(report: Report) -> list[str]:
+    """At most five rows: the figures that a reader of a pull request looks for."""
+    names = ("int8_accuracy", "accuracy_drop", "speedup", "latency_ratio", "int8_p99_ms", "int8_size")
+    figures = [figure for name in names if (figure := report.figure(name))][:5]
+    rows: list[tuple[str, ...]] = [
+        (figure.title, number_text(figure.value, figure.unit), bounds_text(figure.lower, figure.upper, figure.unit))
+        for figure in figures
+    ]
+    return _table(("", "value", "95 % bounds"), rows) if rows else []
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

@@ -17,6 +17,8 @@ from edgecnn.report.wording import (
     GROUPS,
     bounds_text,
     compiled_text,
+    condition_rows,
+    headline,
     ladder_lines,
     ladder_text,
     limit_text,
@@ -27,6 +29,7 @@ from edgecnn.report.wording import (
     verdict_sentence,
 )
 
+ABOUT = ("Network", "Input", "Dataset", "Training")
 STYLES: dict[State, str] = {
     "pass": "green", "fail": "bold red", "not-enough-evidence": "yellow", "incomplete": "yellow",
     "not-comparable": "yellow",
@@ -55,6 +58,9 @@ def as_table(report: Report) -> RenderableType:
     head = Text.assemble(
         (state_text(report.verdict, report.kind), STYLES[report.verdict]), f"  {verdict_sentence(report)}"
     )
+    said, bad = headline(report)
+    if said:
+        head = Text.assemble((said, "bold red" if bad else "bold"), "\n", head)
     parts: list[RenderableType] = [
         Panel(head, title=Text(title_text(report)), title_align="left", expand=False), _checks(report),
     ]  # fmt: skip
@@ -73,6 +79,8 @@ def as_table(report: Report) -> RenderableType:
     facts = (
         f"{conditions.images:,} images · {conditions.hardware} · {conditions.backend} · {conditions.scoring}{simulated}"
     )
+    about = [f"{name.lower()} {text}" for name, text in condition_rows(conditions)[:4] if name in ABOUT]
+    parts += [Text(" · ".join(about))] if about else []
     parts += [Text(f"conditions: {facts}"), Text(f"latency: {conditions.latency}")]
     parts += [Text(f"note: {note}") for note in report.notes]
     return Group(*parts)

@@ -64,6 +64,32 @@ def verdict_sentence(report: Report) -> str:
             return f"The baseline cannot be compared: {named}."
 
 
+def headline(report: Report) -> tuple[str, bool]:
+    """(what happened in one line, whether it is bad news): how fast, how accurate, how small, and any warning."""
+    parts, bad = [], bool(report.warnings)
+    first, second = ("INT8", "float") if report.kind == "build" else ("The candidate", "the baseline")
+    speedup = report.figure("speedup")
+    if speedup and speedup.value:
+        lower, upper = speedup.lower or speedup.value, speedup.upper or speedup.value
+        slower = upper < 1.0
+        bad = bad or slower
+        if lower <= 1.0 <= upper:
+            parts.append(f"about as fast as {second} ({number_text(speedup.value, 'x')})")
+        else:
+            times = 1 / speedup.value if slower else speedup.value
+            parts.append(f"{number_text(times, 'x')} {'SLOWER' if slower else 'faster'} than {second}")
+    drop = report.figure("accuracy_drop")
+    if drop and drop.value is not None:
+        points = f"{number_text(abs(drop.value), 'points')} {'lower' if drop.value > 0 else 'higher'}"
+        simulated = " (simulated)" if report.conditions.simulated else ""
+        parts.append((points if round(drop.value, 2) else "as accurate") + simulated)
+    size, plain = report.figure("int8_size"), report.figure("float_size")
+    if size and plain and size.value and plain.value:
+        parts.append(f"{plain.value / size.value:.1f}x smaller")
+    said = f"{first} is {', '.join(parts)}." if parts else ""
+    return " ".join([*(f"WARNING: {warning}." for warning in report.warnings), said]).strip(), bad
+
+
 def number_text(value: float | None, unit: str) -> str:
     """A value with its unit, in the digits that its unit deserves: `97.33 %`, `0.412 ms`, `1.84x`."""
     if value is None:
@@ -198,6 +224,10 @@ def condition_rows(conditions: Conditions) -> list[tuple[str, str]]:
     """(name, text) of every condition that is known."""
     calibration = f"{conditions.calibration_images:,} images, ranges {conditions.ranges}"
     rows = [
+        ("Network", conditions.model),
+        ("Input", conditions.input),
+        ("Dataset", f"{conditions.data}, {conditions.classes:,} classes" if conditions.data else ""),
+        ("Training", conditions.training),
         ("Hardware", conditions.hardware),
         ("Backend", conditions.backend),
         ("Driver", conditions.driver),

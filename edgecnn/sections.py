@@ -209,7 +209,7 @@ class TrainSpec(Spec):
     channels_last: bool = True
     """Memory layout of the training tensors."""
     accumulate: PositiveInt = 1
-    """Batches per optimizer step."""
+    """Batches per optimizer step; a detector's default, with its own `lr`, makes 64 images a step."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the gradients; left out: not clipped."""
     augment: Literal["none", "shift", "flip", "standard", "strong"] = "standard"
@@ -245,8 +245,12 @@ def detector_defaults(train: object) -> object:
     """A detector's train section as a file has it, with what Ultralytics' trainer takes where nothing is written."""
     if not isinstance(train, dict):
         return train
-    optimizer = "auto" if train.get("lr") is None else "adamw"
-    return {"optimizer": optimizer, "lr": None, "weight_decay": 0.0005, **train}
+    chosen: dict[str, object] = {"optimizer": "adamw", "weight_decay": 0.0005}
+    if train.get("lr") is None:
+        batch = train.get("batch", 64)
+        steps = max(1, round(64 / batch)) if isinstance(batch, int) and batch > 0 else 1
+        chosen |= {"optimizer": "auto", "lr": None, "accumulate": steps}  # their rate is one for 64 images a step
+    return {**chosen, **train}
 
 
 class TeacherSpec(ModelSpec):

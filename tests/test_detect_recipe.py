@@ -55,6 +55,20 @@ def test_a_detectors_trainer_chooses_what_is_not_written(
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
 
 
+@pytest.mark.parametrize(
+    ("train", "batches"),
+    [
+        ({}, 1),
+        ({"batch": 8}, 8),
+        ({"batch": 100}, 1),
+        ({"batch": 8, "lr": 0.01}, 1),
+        ({"batch": 8, "accumulate": 2}, 2),
+    ],
+)
+def test_a_detectors_own_rate_is_for_64_images_a_step(train: dict[str, Any], batches: int) -> None:
+    assert changed(train=train).train.accumulate == batches
+
+
 def test_show_tells_what_auto_takes(capsys: pytest.CaptureFixture[str]) -> None:
     show("yolov8n_jetson")
     assert "Ultralytics' trainer has them: AdamW at 0.002 * 5 / (4 + classes)" in capsys.readouterr().out

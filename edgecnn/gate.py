@@ -193,7 +193,7 @@ def _conditions(recipe: Recipe, facts: DeviceFacts, measured: Measured) -> Condi
         input=f"{model.image_size} x {model.image_size} px, {'gray' if data.color == 'gray' else 'RGB'}, {data.fit}",
         data=" ".join(filter(None, [data.format, data.root.name if data.root else ""])),
         classes=len(measured.classes),
-        training=f"{epochs}{taught}" if train.epochs else "none: weights as given",
+        training=f"{epochs}{taught}" if train.epochs else "none, weights as given",
         images=after.n,
         hardware=facts.hardware,
         backend=facts.backend_version,
@@ -205,6 +205,7 @@ def _conditions(recipe: Recipe, facts: DeviceFacts, measured: Measured) -> Condi
         reference=measured.answers.reference.file.how,
         calibration_images=quantize.calibration.images,
         calibration_digest=quantize.calibration.digest,
+        layer_images=quantize.layer_images,
         ranges=quantize.ranges,
         rungs=", ".join(rung.rung for rung in quantize.ladder if rung.kept),
         scheme=(

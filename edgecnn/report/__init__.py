@@ -144,6 +144,7 @@ class Conditions(Spec):
     reference: str  # what the drop is measured against
     calibration_images: int = 0
     calibration_digest: str = ""
+    layer_images: int = 0  # calibration images that the layers' errors are of
     ranges: str = ""
     rungs: str = ""  # of the recovery ladder, those that made the delivered model
     scheme: str = ""

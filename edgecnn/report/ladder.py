@@ -21,7 +21,7 @@ class Rung(Spec):
     lower: float | None = None
     upper: float | None = None
     images: int | None = None
-    sqnr_db: float | None = None  # of the outputs, held calibration images, float simulation
+    sqnr_db: float | None = None  # of the outputs, median of held calibration images, float simulation
     seconds: float
     float_nodes: int  # layers with weights that stay float
     int8_macs: float  # percent

@@ -203,7 +203,7 @@ def ladder_lines(ladder: Ladder) -> list[str]:
         lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
         if number > 1:  # why the first rung was made needs no word
             lines.append(f"    {ladder.rungs[number - 1].why}")
-    return [*lines, "acc., drop: select images; dB: SQNR of the outputs; float: layers kept float", SPEED_NOTE]
+    return [*lines, "acc., drop: select images; dB: SQNR, median held image; float: layers kept float", SPEED_NOTE]
 
 
 def _short_cells(rung: Rung) -> tuple[str, ...]:

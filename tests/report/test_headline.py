@@ -58,7 +58,7 @@ def test_the_first_line_says_what_happened(tmp_path, numbers, said, bad):
 
 def test_every_form_names_network_input_dataset_classes_and_training(passing):
     for text in (as_html(passing), as_markdown(passing), " ".join(_terminal(passing).split())):
-        for part in ("gap (small)", "32 x 32 px, gray", "digits", "10 classes", "weights as given"):
+        for part in ("gap (small)", "32 x 32 px, gray", "digits", "10 classes", "none, weights as given"):
             assert part in text
     assert parse_report(as_json(passing), "here") == passing
 

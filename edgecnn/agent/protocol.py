@@ -12,6 +12,7 @@ from edgecnn.errors import EdgeError
 
 PROTOCOL = 1
 HEARTBEAT_S = 6.0
+MOST_WORDS = 20_000  # characters of an error: a log's last lines can be of any length
 MAX_BYTES = 20_000_000_000  # of the files kept on a board
 DIGEST = re.compile(r"[0-9a-f]{64}")
 JOB_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
@@ -33,7 +34,7 @@ class Refusal(EdgeError):
 def answer_of(error: EdgeError) -> Json:
     """The last line of a job that failed."""
     kind = error.kind if isinstance(error, Refusal) else "failed"
-    return {"error": error.message, "hint": error.hint, "kind": kind}
+    return {"error": error.message[:MOST_WORDS], "hint": error.hint[-MOST_WORDS:], "kind": kind}
 
 
 @dataclass(frozen=True)

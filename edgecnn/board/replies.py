@@ -15,11 +15,23 @@ from edgecnn.errors import EdgeError, printable
 
 Json = dict[str, Any]
 STARTS = 8  # places of a line where a message may begin: behind a login shell's banner
-MOST = 1 << 53
+MOST, MOST_TEXT = 1 << 53, 8000
 
 R = TypeVar("R", bound=BaseModel)
-Text = Annotated[str, Field(max_length=8000), AfterValidator(printable)]
-Name = Annotated[str, Field(max_length=200), AfterValidator(printable)]
+
+
+def _one_line(text: str) -> str:
+    """A name goes into messages, tables and the comments of a device file."""
+    return printable(text).replace("\n", "\\n")
+
+
+def _excerpt(text: str) -> str:
+    """Words for a person: a log may be longer than anybody reads."""
+    return printable(text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT // 2]}\n…\n{text[-MOST_TEXT // 2 :]}")
+
+
+Text = Annotated[str, AfterValidator(_excerpt)]
+Name = Annotated[str, Field(max_length=1000), AfterValidator(_one_line)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern="^[0-9A-Za-z_-][0-9A-Za-z._-]{0,99}$")]  # one that a board may make here
 Count = Annotated[int, Field(ge=0, le=MOST)]

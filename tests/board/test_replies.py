@@ -207,6 +207,25 @@ def test_nothing_of_a_board_steers_the_terminal(capsys: pytest.CaptureFixture[st
         assert all(one.isprintable() or one == "\n" for one in text), repr(text)
 
 
+def test_a_boards_name_stays_in_its_comment(tmp_path: Path) -> None:
+    facts = {**GOOD["describe"], "board": "Orin\nbackend: onnxruntime", "power_modes": ["15W\nscheme: {}"]}
+    described = answered("describe", last_word(facts))
+    text = probe.device_file(described, "mine", probe.fitting(described))
+    assert (
+        text.splitlines()[0]
+        == "# Orin\\nbackend: onnxruntime; power modes: 15W\\nscheme: {} (bench.power_mode, or --power-mode)"
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load_device(str(tmp_path / "mine.yaml")).backend == "tensorrt"
+
+
+def test_a_long_log_is_cut_not_refused() -> None:
+    with pytest.raises(JobFailed) as caught:
+        answered("clean", json.dumps({"error": "no", "hint": f"first {'x' * 500_000} last"}).encode())
+    assert (caught.value.message, caught.value.hint[:6], caught.value.hint[-5:]) == ("no", "first ", " last")
+    assert len(caught.value.hint) < 9_000
+
+
 def test_markup_in_a_boards_words_is_text() -> None:
     """rich would end in an error of its own at a closing tag that was never opened."""
     bars = progress.Bars()

@@ -99,8 +99,6 @@ def squared(graph: ir.Graph) -> dict[str, tuple[str, list[int]]]:
             found[node.name or ""] = (value.name or "", list(range(axis % rank, rank)))
         elif node.op_type == "LpNormalization":
             found[node.name or ""] = (value.name or "", [axis % rank])
-        elif node.op_type in ("InstanceNormalization", "GroupNormalization"):
-            found[node.name or ""] = (value.name or "", list(range(2, rank)))
     return found
 
 
@@ -116,6 +114,10 @@ def hidden(node: ir.Node, measured: Magnitudes) -> str:
             return f"its squares reach {high * high:.3g}"
         case "ReduceL2" if (low := measured.smallest.get(output, 1.0)) ** 2 < 2.0**-14:
             return f"its squares are as small as {low * low:.1g}"
+        case "InstanceNormalization" | "GroupNormalization" if (
+            most := _read_most(node, measured)
+        ) ** 2 * 2 > LARGEST_HALF:
+            return f"its squares reach {most * most:.3g}"
         case "ReduceMean" | "GlobalAveragePool" if high * (many := _averaged(node, measured.shapes)) * 2 > LARGEST_HALF:
             return f"the sum of {many:.0f} values reaches {high * many:.3g}"
         case "Softplus" if high > np.log(LARGEST_HALF / 2):
@@ -133,6 +135,11 @@ def hidden(node: ir.Node, measured: Magnitudes) -> str:
     if node.op_type in ("LayerNormalization", "LpNormalization") and 0.0 < total < 2.0**-14:
         return f"its sum of squares is at most {total:.1g}"
     return ""
+
+
+def _read_most(node: ir.Node, measured: Magnitudes) -> float:
+    value = node.inputs[0]
+    return measured.largest.get(value.name or "", 1.0) if value is not None else 1.0
 
 
 def _averaged(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> float:

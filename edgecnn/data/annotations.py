@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgecnn.data.boxes import Boxes
 from edgecnn.data.tables import listed
+from edgecnn.data.walk import Places
 from edgecnn.errors import EdgeError
 
 Part = Literal["train", "select", "scored"]
@@ -75,10 +75,11 @@ class Annotated:
         images: list[LabelledImage] = []
         parts: dict[Part, range] = {}
         seen: dict[str, Part] = {}
+        real = Places()
         for part, members in sets.items():
             if not members:
                 raise EdgeError(f"`data.{part}` has no images", "check the folders or lists that it names")
-            places = {os.path.normpath(image.file): image.file.name for image in members}
+            places = {real.of(image.file): image.file.name for image in members}
             shared = sorted(place for place in places if place in seen)
             if shared:
                 raise EdgeError(

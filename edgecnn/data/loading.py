@@ -13,7 +13,7 @@ from edgecnn.data.checking import corrupt_error, in_order
 from edgecnn.data.index import Images, Labels
 from edgecnn.data.openers import ArrayImages, FileImages, Opener
 from edgecnn.data.pixels import EXTENSIONS, Color, Fit, Pixels, Unreadable, fit_image
-from edgecnn.data.sources import by_class
+from edgecnn.data.sources import SET_NAMES, by_class
 from edgecnn.data.tables import listed, read_table
 from edgecnn.data.walk import images_below, say_passed
 from edgecnn.digests import exists, is_folder
@@ -82,9 +82,10 @@ def _in_folder(folder: Path, color: Color) -> tuple[Opener, Labels | None, int]:
     say_passed(passed)
     files = [file for inside in found.values() for file in inside]
     names = [name for name, inside in found.items() for _ in inside]
+    sets = {name.lower() for name in found} <= SET_NAMES  # one level too high: these say nothing of an image's class
     if not files:
         raise EdgeError(f"`{folder}` has no images", f"looked for {listed(list(EXTENSIONS))} there and in its folders")
-    return FileImages(folder, tuple(files), color), _class_numbers(names), len(files)
+    return FileImages(folder, tuple(files), color), None if sets else _class_numbers(names), len(files)
 
 
 def _class_numbers(names: list[str]) -> Labels:

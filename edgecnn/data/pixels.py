@@ -143,7 +143,10 @@ def _as_array(image: Image.Image, color: Color) -> Pixels:
     if image.mode not in ("L", "LA", "1", "RGB", "RGBA"):
         image = image.convert("RGB")  # CMYK, YCbCr, HSV
     # Alpha is dropped, not composited: what torchvision's and timm's loaders feed to the networks they publish.
-    array = np.array(image.convert("L" if color == "gray" else "RGB"))  # a copy: torch warns about read-only arrays
+    wanted = "L" if color == "gray" else "RGB"
+    if image.mode != wanted:  # else `convert` copies, which of a large image is a third of the memory
+        image = image.convert(wanted)
+    array = np.array(image)  # a copy: torch warns about read-only arrays
     return array[..., None] if color == "gray" else array
 
 

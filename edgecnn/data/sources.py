@@ -16,7 +16,7 @@ from edgecnn.data.index import Labels
 from edgecnn.data.openers import ArrayImages, Digits, FileImages, Opener, declared_archives, image_folder, needed_root
 from edgecnn.data.pixels import EXTENSIONS
 from edgecnn.data.tables import listed, read_table, require_inside
-from edgecnn.data.walk import Walked, images_below, require_utf8, say_passed
+from edgecnn.data.walk import Places, Walked, images_below, require_utf8, say_passed
 from edgecnn.digests import exists, is_folder, is_regular
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import DataSpec
@@ -93,7 +93,10 @@ def class_folders(folder: Path) -> list[str]:
     Raises:
         EdgeError: a name that is not UTF-8.
     """
-    names = sorted(entry.name for entry in folder.iterdir() if is_folder(entry) and not entry.name.startswith("."))
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if is_folder(entry) and not entry.name.startswith("."))
+    except OSError as error:
+        raise EdgeError(f"cannot read the folder `{folder}`: {error.strerror}") from error
     require_utf8(names, f"the name of a class folder of `{folder}`")
     return names
 
@@ -149,6 +152,7 @@ def _files(spec: DataSpec, sets: dict[Part, Labelled]) -> Source:
     labels: list[int] = []
     parts: dict[Part, range] = {}
     where: dict[str, Part] = {}
+    folder, real = image_folder(spec), Places()
     for part, labelled in sets.items():
         strange = sorted({name for _, name in labelled} - numbers.keys())
         if strange:
@@ -156,16 +160,17 @@ def _files(spec: DataSpec, sets: dict[Part, Labelled]) -> Source:
                 f"`{part}` has classes that `train` does not have: {listed(strange)}",
                 f"add them to `data.train`, or remove them from `data.{part}`",
             )
-        shared = [file for file, _ in labelled if file in where]
+        places = {file: real.of(folder / file) for file, _ in labelled}
+        shared = [file for file, place in places.items() if place in where]
         if shared:
             raise EdgeError(
-                f"`{where[shared[0]]}` and `{part}` share images: {listed(shared)}", "the sets must be disjoint"
+                f"`{where[places[shared[0]]]}` and `{part}` share images: {listed(shared)}", "the sets must be disjoint"
             )
-        where.update((file, part) for file, _ in labelled)
+        where.update((place, part) for place in places.values())
         parts[part] = range(len(files), len(files) + len(labelled))
         files += [file for file, _ in labelled]
         labels += [numbers[name] for _, name in labelled]
-    opener = FileImages(image_folder(spec), tuple(files), spec.color)
+    opener = FileImages(folder, tuple(files), spec.color)
     return Source(classes, np.asarray(labels, np.int64), tuple(files), parts, opener)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -51,6 +52,20 @@ def images_below(folder: Path, *, beside: tuple[str, ...] = ()) -> Walked:
             passed[OTHER_KINDS["again"]] += 1
         files.setdefault(entry.real, entry.path)
     return Walked(tuple(sorted(files.values())), +passed)
+
+
+class Places:
+    """Where files really are, whatever links lead there: two names of one image are one place."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, str] = {}  # resolved once each, not once an image
+
+    def of(self, file: Path) -> str:
+        """The file's own name in its real folder."""
+        folder, name = os.path.split(os.path.abspath(file))
+        if folder not in self.folders:
+            self.folders[folder] = os.path.realpath(folder)
+        return os.path.join(self.folders[folder], name)
 
 
 def say_passed(passed: Counter[str]) -> None:

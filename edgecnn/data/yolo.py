@@ -113,7 +113,7 @@ def _images(place: Path, content: DataYaml, key: str, passed: Counter[str]) -> l
 def _labelled(image: Path, reader: _Rows, skip: bool, faults: Faults) -> LabelledImage | None:
     """One image with its boxes; None where its labels are broken and may be left out."""
     path = label_file(image)
-    where = f"{path.parent.name}/{path.name}"
+    where = "/".join(path.parts[-3:])
     own = Faults()
     rows = []
     text = ""

@@ -167,3 +167,27 @@ def test_a_pipe_or_a_name_that_cannot_be_as_root(tmp_path: Path) -> None:
         Digests(tmp_path / "digests.sqlite").of(tmp_path / "pipe")
     with pytest.raises(EdgeError, match="does not exist"):
         find_source(DataSpec(format="image-folder", root=tmp_path / ("x" * 300)))
+
+
+def test_sets_that_are_one_folder_under_two_names_share_their_images(folder: Path, yolo: DataSpec) -> None:
+    root = folder.parent / "sets"
+    root.mkdir()
+    folder.rename(root / "train")
+    (root / "val").symlink_to(root / "train")
+    with pytest.raises(EdgeError, match="`train` and `scored` share images"):
+        find_source(DataSpec(format="image-folder", root=root, train="train", scored="val"))
+    assert yolo.root
+    shutil.rmtree(yolo.root / "images" / "val")
+    (yolo.root / "images" / "val").symlink_to(yolo.root / "images" / "train")
+    with pytest.raises(EdgeError, match="`train` and `scored` share images"):
+        read_yolo(yolo)
+
+
+def test_folders_of_sets_say_nothing_of_classes(folder: Path) -> None:
+    root = folder.parent / "sets"
+    root.mkdir()
+    folder.rename(root / "train")
+    shutil.copytree(root / "train", root / "val")
+    images, labels = load_images(root, (8, 8), 3)
+    assert (len(images), labels) == (48, None)
+    assert load_images(root / "val", (8, 8), 3)[1] is not None

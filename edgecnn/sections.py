@@ -197,7 +197,7 @@ class TrainSpec(Spec):
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Momentum of sgd."""
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
-    """Epochs over which the learning rate rises to `lr`."""
+    """Epochs over which the learning rate rises to `lr`; a detector's default, with its own `lr`, is 3."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -249,7 +249,8 @@ def detector_defaults(train: object) -> object:
     if train.get("lr") is None:
         batch = train.get("batch", 64)
         steps = max(1, round(64 / batch)) if isinstance(batch, int) and batch > 0 else 1
-        chosen |= {"optimizer": "auto", "lr": None, "accumulate": steps}  # their rate is one for 64 images a step
+        # Their rate is one for 64 images a step, and for their longer warm-up.
+        chosen |= {"optimizer": "auto", "lr": None, "accumulate": steps, "warmup_epochs": 3.0}
     return {**chosen, **train}
 
 

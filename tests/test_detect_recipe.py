@@ -66,7 +66,9 @@ def test_a_detectors_trainer_chooses_what_is_not_written(
     ],
 )
 def test_a_detectors_own_rate_is_for_64_images_a_step(train: dict[str, Any], batches: int) -> None:
-    assert changed(train=train).train.accumulate == batches
+    found = changed(train=train).train
+    assert found.accumulate == batches
+    assert found.warmup_epochs == (1 if "lr" in train else 3)
 
 
 def test_show_tells_what_auto_takes(capsys: pytest.CaptureFixture[str]) -> None:

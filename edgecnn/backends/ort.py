@@ -55,7 +55,10 @@ class OrtRunner:
 
     def __call__(self, feeds: Mapping[str, Any]) -> Arrays:
         """See Runner."""
-        return dict(zip(self.outputs, self.session.run(self.outputs, dict(feeds)), strict=True))
+        try:
+            return dict(zip(self.outputs, self.session.run(self.outputs, dict(feeds)), strict=True))
+        except Exception as error:  # its exceptions share no base class but Exception
+            raise _cannot_run(error) from error
 
     def prepared(self, feeds: Mapping[str, Any]) -> Callable[[], None]:
         """See Runner. Inputs and outputs are bound, so that Python's copying is not in the time."""
@@ -65,6 +68,10 @@ class OrtRunner:
         for name in self.outputs:
             binding.bind_output(name)
         run, synchronize = self.session.run_with_iobinding, binding.synchronize_outputs
+        try:
+            run(binding)  # what the graph refuses it refuses here, outside the time
+        except Exception as error:
+            raise _cannot_run(error) from error
         if self.provider == CPU[0]:
             return lambda: run(binding)
 
@@ -130,6 +137,10 @@ def _with_outputs(model: Path, tensors: tuple[str, ...]) -> bytes:
             loaded.graph.output.append(onnx.ValueInfoProto(name=name))  # the type is onnxruntime's to infer
     serialized: bytes = loaded.SerializeToString()
     return serialized
+
+
+def _cannot_run(error: Exception) -> EdgeError:
+    return EdgeError(f"onnxruntime cannot run the graph: {_first_line(error)}", "do the inputs' sizes fit the model?")
 
 
 def _dtype(text: str) -> str:

@@ -44,7 +44,9 @@ def read_yolo(spec: DataSpec) -> Annotated:
     for part, key in content.keys(spec).items():
         files = [file for place in content.sets[key] for file in _images(place, content, key, passed)]
         once = {os.path.normpath(file): file for file in files}
-        labelled = (_labelled(once[name], reader, spec.skip_corrupt, faults) for name in sorted(once))
+        labelled = (
+            _labelled(once[name], reader, spec.skip_corrupt, faults) for name in sorted(once, key=Path)
+        )  # as paths: by folder
         sets[part] = [image for image in labelled if image is not None]
     say_passed(passed)
     faults.refuse(HINT)

@@ -64,18 +64,18 @@ def precision_svg(curve: PrecisionRecall, width: float = WIDTH) -> str:
     with mpl.rc_context({**STYLE, "svg.hashsalt": f"precision {width}"}):
         figure, axes = _axes(4.2, width)
         recalls = np.linspace(0, 1, len(curve.float_precision))
-        for name, precision, color, width in (
+        for name, precision, color, thick in (
             ("FP32", curve.float_precision, FLOAT, 4.0), ("INT8", curve.int8_precision, INT8, 1.8),
         ):  # fmt: skip
             label = f"{name}, mAP{100 * curve.iou:.0f} {100 * float(np.mean(precision)):.1f} %"
-            axes.plot(recalls, precision, color=color, linewidth=width, label=label)
+            axes.plot(recalls, precision, color=color, linewidth=thick, label=label)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel(f"recall at IoU {curve.iou:g}")
         axes.set_ylabel("precision, mean of the classes" if width == WIDTH else "precision")
         axes.tick_params(axis="y", labelcolor=MUTED)
         axes.grid()
-        _legend(axes)
+        _legend(axes, 2 if width == WIDTH else 1)  # the names are long
         return _svg(figure, "Precision over recall, FP32 and INT8")
 
 
@@ -101,7 +101,7 @@ def latency_svg(distribution: Distribution, width: float = WIDTH) -> str:
         axes.set_ylabel("runs")
         axes.tick_params(axis="y", labelcolor=MUTED)
         axes.grid(axis="y")
-        _legend(axes)
+        _legend(axes, 2 if width == WIDTH else 1)  # the names are long
         return _svg(figure, "Latency of both models")
 
 
@@ -154,8 +154,8 @@ def _axes(height: float, width: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2, handletextpad=0.5)
+def _legend(axes: Axes, columns: int = 2) -> None:
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, borderaxespad=0.2, handletextpad=0.5)
 
 
 def _short(name: str, most: int = 22) -> str:

@@ -109,3 +109,11 @@ def test_plots_name_layers_and_leave_room_for_markers(built):
     svg = plots.classes_svg(zero, "AP by mAP50")
     assert "AP by mAP50, %" in svg
     assert "\N{MINUS SIGN}" not in svg.split("AP by mAP50, %")[0]  # no tick below 0
+
+
+def test_precision_over_recall_keeps_its_width_on_a_telephone(built):
+    plots = pytest.importorskip("edgecnn.report.plots")
+    from edgecnn.report.detection import PrecisionRecall
+
+    curve = PrecisionRecall(iou=0.5, float_precision=(1.0, 0.5), int8_precision=(1.0, 0.4))
+    assert "mean of the classes" in plots.precision_svg(curve)

@@ -215,8 +215,13 @@ def _climb_text(record: dict[str, Any]) -> list[str]:
 
     state, sentence = verdict_of(record)
     climbed = ladder(QuantizeFile.model_validate(record))
-    if state is None or climbed is None:
+    if climbed is None or len(climbed.rungs) < 2:
         return []
+    if state is None:  # no budget, so no accuracies to show
+        steps = [
+            f"{rung.rung} {rung.sqnr_db or 0.0:.1f} dB{'' if rung.kept else ' (not kept)'}" for rung in climbed.rungs
+        ]
+        return [f"rungs          {', '.join(steps)} (median of held calibration images)"]
     split = (
         f"{record['calibration']['images']:,} images calibrated, {record['ladder'][0]['images']:,} others judged"
         f" ({climbed.judged})"

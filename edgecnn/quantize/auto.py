@@ -3,7 +3,8 @@
 For every candidate range of a tensor x the error QDQ(x) - x goes through the layers that read x (without bias; they are
 linear, so this is exactly the error at their outputs) and is compared with the output's own power. A last look compares
 the whole model, with the ranges so chosen and with each method alone, by the SQNR of its outputs, and keeps the best.
-Both look at the same few calibration images, chosen by content; sums are exact (math.fsum), so order does not matter.
+Both look at a few calibration images, each at others, chosen by content; sums are exact (math.fsum), so order does not
+matter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from edgecnn.progress import track
 from edgecnn.quantize.calibrate import Calibration, Feeder
 from edgecnn.quantize.canonical import add_initializer, opset
 from edgecnn.quantize.histogram import merged
+from edgecnn.quantize.last_layers import ends
 from edgecnn.quantize.names import Names
 from edgecnn.quantize.placement import LAYERS, Activation, Edge, Placement
 from edgecnn.quantize.ranges import METHODS, Grid, Method, activation_grid, activation_type, choose
@@ -28,10 +30,12 @@ from edgecnn.quantize.swap import simulations
 from edgecnn.stats import decibel, powers
 
 # Images for the error per tensor and for the comparison of whole models, at 224 x 224; of smaller images, which hold
-# fewer values each, as many more, up to MOST: on 32 x 32 images 32 of them choose ranges that fit only those 32.
+# fewer values each, as many more, up to MOST: on 32 x 32 images 32 of them choose ranges that fit only those 32. Of
+# larger images as many fewer.
 PROBED = 32
-COMPARED = 64
-MOST = 256
+COMPARED = 48
+LEAST, MOST = 12, 256
+_FOREMOST = 3  # sets of ranges that are compared on all images
 Range = tuple[float, float]
 _TINY = 1e-30
 _AXES_AS_INPUT = 18  # the opset since which the reductions take their axes as an input
@@ -64,11 +68,8 @@ def by_method(method: Method, placement: Placement, calibration: Calibration, sc
 def automatic(feeder: Feeder, placement: Placement, calibration: Calibration, scheme: Scheme) -> Chosen:
     """Choose per tensor by measured error, then keep the best whole."""
     candidates = {method: by_method(method, placement, calibration, scheme) for method in METHODS}
-    more = max(1.0, 224 * 224 / feeder.pixels)
-    sample = feeder.sample(min(MOST, round(COMPARED * more)))
-    errors = _measured(
-        feeder, sample[: min(MOST, round(PROBED * more))], placement, [candidates[method] for method in METHODS], scheme
-    )
+    probed, held = _shared_out(feeder)
+    errors = _measured(feeder, probed, placement, [candidates[method] for method in METHODS], scheme)
     mixed = []
     for measure in (0, 1):
         ranges: dict[int, Range] = {}
@@ -77,29 +78,58 @@ def automatic(feeder: Feeder, placement: Placement, calibration: Calibration, sc
             best = METHODS[int(np.argmin([errors[group, number][measure] for number in range(len(METHODS))]))]
             ranges[group], methods[group] = candidates[best].ranges[group], best
         mixed.append(Chosen(ranges, methods))
-    whole = [*mixed, *candidates.values()]
-    quality = output_sqnr(feeder, sample, placement, [chosen.grids(placement, scheme) for chosen in whole], scheme)
-    return whole[int(np.argmax(quality))]
+    return _best(feeder, held, placement, [*mixed, *candidates.values()], scheme)
 
 
-def output_sqnr(
+def _shared_out(feeder: Feeder) -> tuple[list[int], list[int]]:
+    """(images for the error per tensor, others for the comparison of whole models), by content."""
+    order = feeder.sample(feeder.count)
+    scale = 224 * 224 / feeder.pixels
+    held = order[-min(round(float(np.clip(COMPARED * scale, LEAST, MOST))), max(1, len(order) // 2)) :]
+    probed = order[: round(float(np.clip(PROBED * scale, LEAST, MOST)))]
+    return [number for number in probed if number not in held] or probed, held
+
+
+def _best(feeder: Feeder, held: list[int], placement: Placement, whole: list[Chosen], scheme: Scheme) -> Chosen:
+    """The whole of the cleanest outputs: all on a few images, then the foremost on the others too."""
+    few = max(1, len(held) // 3)
+    quality = output_decibels(feeder, held[:few], placement, [one.grids(placement, scheme) for one in whole], scheme)
+    foremost = np.argsort(-quality.mean(axis=1), kind="stable")[:_FOREMOST]
+    if len(held) > few:
+        grids = [whole[number].grids(placement, scheme) for number in foremost]
+        more = output_decibels(feeder, held[few:], placement, grids, scheme)
+        quality = np.concatenate([quality[foremost], more], axis=1)
+    else:
+        quality = quality[foremost]
+    return whole[foremost[int(np.argmax(quality.mean(axis=1)))]]
+
+
+def output_decibels(
     feeder: Feeder, sample: list[int], placement: Placement, grids: list[Grids], scheme: Scheme
-) -> list[float]:
-    """SQNR in dB of the float-simulated outputs for several sets of scales, over the sampled images."""
-    reference = open_session(feeder.model)
+) -> np.ndarray:
+    """How clean several sets of scales leave the model, float-simulated: dB (sets, inferences).
+
+    By inference, so that a few that explode don't decide: the SQNR of all floating outputs together, and the mean of
+    those of the graph's ends, in which a detector's class scores count as much as its boxes; half and half.
+    """
+    outputs = [value.name or "" for value in feeder.model.graph.outputs]
+    last = [name for name in ends(feeder.model) if name not in outputs]
+    names = [*outputs, *last]
     feeds = list(feeder.feeds(sample))
-    exact = list(run_each(reference, feeds))
+    exact = list(run_each(open_session(expose(feeder.model, names)), feeds))
     found = []
-    for number, simulated in enumerate(simulations(feeder.model, placement, grids, scheme, feeds)):
-        signal, noise = [], []
-        outputs = track(simulated, f"compare {number + 1}/{len(grids)}", len(feeds))
-        for want, got in zip(exact, outputs, strict=True):
-            for a, b in zip(want, got, strict=True):
-                powers = signal_and_noise(a, b)
-                signal.append(powers[0])
-                noise.append(powers[1])
-        found.append(decibel(math.fsum(signal), math.fsum(noise)))
-    return found
+    for number, simulated in enumerate(simulations(feeder.model, placement, grids, scheme, feeds, names)):
+        steps = track(simulated, f"compare {number + 1}/{len(grids)}", len(feeds))
+        row = []
+        for want, got in zip(exact, steps, strict=True):
+            pairs = [signal_and_noise(a, b) for a, b in zip(want, got, strict=True)]
+            whole = decibel(
+                math.fsum(s for s, _ in pairs[: len(outputs)]), math.fsum(n for _, n in pairs[: len(outputs)])
+            )
+            parts = [decibel(*pair) for pair in pairs[len(outputs) :]]
+            row.append((whole + math.fsum(parts) / len(parts)) / 2 if parts else whole)
+        found.append(row)
+    return np.asarray(found)
 
 
 def signal_and_noise(want: np.ndarray, got: np.ndarray) -> tuple[float, float]:

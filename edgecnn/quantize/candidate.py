@@ -16,7 +16,7 @@ from edgecnn.device import Scheme
 from edgecnn.quantize.auto import Chosen, Range, automatic, by_method
 from edgecnn.quantize.calibrate import Calibration, Feeder, calibrate
 from edgecnn.quantize.placement import Graph, Placement
-from edgecnn.quantize.ranges import activation_grid
+from edgecnn.quantize.ranges import METHODS, Method, activation_grid
 from edgecnn.quantize.rewrite import NOTHING, Grids, Overrides, rewrite
 
 if TYPE_CHECKING:
@@ -158,6 +158,22 @@ class Tools:
     def feeder_of(self, model: ir.Model) -> Feeder:
         """The same calibration images for another graph with the same inputs."""
         return replace(self.feeder, model=model)
+
+
+def again(candidate: Candidate, model: ir.Model, tools: Tools) -> Candidate:
+    """The candidate on a graph with other channel sizes: calibrated anew, every range by the method it had."""
+    placement = candidate.placement
+    calibration = calibrate(tools.feeder_of(model), [activation.tensor for activation in placement.counted])
+    whole: dict[str, Chosen] = {}
+    ranges: dict[str, Range] = {}
+    methods: dict[str, str] = {}
+    for activation in placement.activations:
+        named = candidate.methods[activation.tensor]
+        method: Method = next((each for each in METHODS if each == named), "mse")
+        if method not in whole:
+            whole[method] = by_method(method, placement, calibration, tools.scheme)
+        ranges[activation.tensor], methods[activation.tensor] = whole[method].ranges[activation.group], method
+    return replace(candidate, model=model, ranges=ranges, methods=methods, overrides=NOTHING)
 
 
 def first(model: ir.Model, placement: Placement, tools: Tools) -> tuple[Candidate, Calibration]:

@@ -15,19 +15,19 @@ from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
 
 
 def simulations(
-    model: ir.Model, placement: Placement, grids: list[Grids], scheme: Scheme, feeds: list[Feeds]
+    model: ir.Model, placement: Placement, grids: list[Grids], scheme: Scheme, feeds: list[Feeds], outputs: list[str]
 ) -> Iterator[Iterator[list[np.ndarray]]]:
-    """For each set of scales the outputs of the float-simulated Q/DQ graph for every feed, bit for bit its own.
+    """For each set of scales the tensors `outputs` of the float-simulated Q/DQ graph for every feed, to the bit.
 
     INT32 biases hold the scale of their layer's input, so with them every set gets a session of its own.
     """
     if scheme.bias == "int32":
         for each in grids:
-            yield run_each(open_session(rewrite(model, placement, each, scheme), simulate=True), feeds)
+            yield run_each(open_session(expose(rewrite(model, placement, each, scheme), outputs), simulate=True), feeds)
         return
     quantized = rewrite(model, placement, grids[0], scheme)
     slots = _opened(quantized, placement)
-    session = open_session(quantized, simulate=True)
+    session = open_session(expose(quantized, outputs), simulate=True)
     for each in grids:
         numbers = _numbers(slots, each, scheme)
         yield run_each(session, ({**feed, **numbers} for feed in feeds))

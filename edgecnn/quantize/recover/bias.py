@@ -33,7 +33,7 @@ from edgecnn.quantize.sessions import expose, open_session, run_each
 
 NAME = "bias"
 _IMAGES = 64
-_EFFORT = 1.5e11  # multiply-accumulates for the empirical correction
+_EFFORT = 1e11  # multiply-accumulates for the empirical correction
 _LEAST = 8  # images
 
 

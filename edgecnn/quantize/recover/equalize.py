@@ -13,7 +13,8 @@ import onnx_ir as ir
 from edgecnn import progress
 from edgecnn.quantize.auto import by_method
 from edgecnn.quantize.calibrate import calibrate
-from edgecnn.quantize.candidate import Candidate, Tools, first
+from edgecnn.quantize.candidate import Candidate, Tools, again
+from edgecnn.quantize.recover.effort import share, some
 from edgecnn.quantize.recover.links import equalized
 from edgecnn.quantize.recover.quality import better, few, split
 from edgecnn.quantize.recover.smooth import smoothed
@@ -30,16 +31,16 @@ def equalize(candidate: Candidate, tools: Tools) -> Candidate:
     found = candidate
     if models := _rescaled(candidate, tools):
         rescaled = [replace(candidate, model=model) for model in models]
-        quick = [_quick(each, tools, fit[:_QUICK]) for each in (candidate, *rescaled)]
+        few = fit[: round(_QUICK * share(tools))]
+        quick = [_quick(each, tools, few) for each in (candidate, *rescaled)]
         which, qualities = better(tools, quick[0], quick[1:], held)
         if which >= 0 and qualities[which + 1] >= qualities[0] + _WORTH:
-            calibrated, _ = first(models[which], candidate.placement, tools)
-            whole = replace(calibrated, rungs=candidate.rungs, notes=candidate.notes)
+            whole = again(candidate, models[which], tools)
             which, qualities = better(tools, candidate, [whole], held)
             if which == 0:
                 found = whole
                 progress.current().note(f"equalize: channels rescaled, {qualities[1] - qualities[0]:+.2f} dB")
-    searched = with_searched_weights(found, tools, fit)
+    searched = with_searched_weights(found, tools, fit[: round(share(tools) * len(fit))])
     which, qualities = better(tools, found, [searched], held, doubts=0.0)
     progress.current().note(f"equalize: searched weights, {qualities[1] - qualities[0]:+.2f} dB")
     if which < 0:
@@ -52,7 +53,7 @@ def equalize(candidate: Candidate, tools: Tools) -> Candidate:
 
 def _rescaled(candidate: Candidate, tools: Tools) -> list[ir.Model]:
     """The same function with other channel sizes: through what is homogeneous, and behind what is not."""
-    sample = tools.feeder.sample(tools.feeder.count)
+    sample = some(tools, round(share(tools) * tools.feeder.count))
     found = [equalized(tools.graph, candidate.placement, tools.feeder, sample)]
     if tools.scheme.placement == "tensorrt":  # onnxruntime's kernels have no place for a Mul behind SiLU
         found.append(smoothed(tools.graph, candidate.placement, tools.feeder, sample))

@@ -7,6 +7,7 @@ end's error counts against the power of its variation (about each channel's mean
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,8 +19,7 @@ from edgecnn.progress import track
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Feeder, ImageSource
 from edgecnn.quantize.candidate import Candidate, Tools
-from edgecnn.quantize.canonical import constant
-from edgecnn.quantize.placement import LAYERS
+from edgecnn.quantize.last_layers import ends
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
 from edgecnn.stats import decibel
 
@@ -143,24 +143,16 @@ def _reference(tools: Tools, sample: list[int]) -> Reference:
     return Reference(tuple(feeds), tuple(names), tuple(exact), tuple(power))
 
 
-def ends(model: ir.Model) -> list[str]:
-    """Names of the last layers' outputs on the way back from the graph's outputs; without any, the outputs."""
-    found: dict[str, None] = {}
-    seen: set[int] = set()
-    waiting = list(model.graph.outputs)[::-1]
-    while waiting:
-        value = waiting.pop()
-        producer = value.producer()
-        if id(value) in seen or constant(value) is not None:
-            continue
-        seen.add(id(value))
-        if producer is None:
-            continue
-        if producer.op_type in LAYERS and any(constant(v) is not None for v in producer.inputs[1:2]):
-            found[value.name or ""] = None
-            continue
-        waiting.extend(v for v in reversed(producer.inputs) if v is not None)
-    return list(found) or [value.name or "" for value in model.graph.outputs]
+def _noises(tools: Tools, wanted: Reference, candidate: Candidate, sample: list[int]) -> np.ndarray:
+    """Of a candidate on the sampled images, kept in `tools.made`: a rung starts from what the last one measured."""
+    quantized = candidate.quantized(tools.scheme)
+    content = ir.serde.serialize_model(quantized).SerializeToString(deterministic=True)
+    key = f"noises {hashlib.sha256(content).hexdigest()} {sample}"
+    if key not in tools.made:
+        tools.made[key] = wanted.simulated(quantized)
+    found = tools.made[key]
+    assert isinstance(found, np.ndarray)
+    return found
 
 
 def better(
@@ -169,7 +161,7 @@ def better(
     """Which of `after` errs least and less than `before` (see `improves`), else -1; SQNR in dB, `before` first."""
     wanted = reference(tools, sample)
     candidates = track([before, *after], "compare", 1 + len(after))
-    noises = [wanted.simulated(candidate.quantized(tools.scheme)) for candidate in candidates]
+    noises = [_noises(tools, wanted, candidate, sample) for candidate in candidates]
     qualities = [quality(each) for each in noises]
     best = int(np.argmax(qualities[1:]))
     return best if improves(noises[0], noises[1 + best], doubts) else -1, qualities

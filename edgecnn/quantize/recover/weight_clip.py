@@ -18,6 +18,7 @@ from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.placement import Weight
 from edgecnn.quantize.ranges import storable_scales
+from edgecnn.quantize.recover.effort import share
 from edgecnn.quantize.recover.matrix import folded, unfolded
 from edgecnn.quantize.recover.moments import Moments, input_moments, patch_size
 from edgecnn.quantize.recover.rounding import compensated, nearest, row_errors
@@ -25,7 +26,7 @@ from edgecnn.quantize.rewrite import BIAS, Overrides
 from edgecnn.quantize.weights import IntegerWeight, integer_weight, weight_limit
 
 _SHARES = np.linspace(0.93, 0.45, 9)  # of the scale that holds the largest weight
-_DAMPING = (0.01, 0.1, 1.0)  # of the mean of the second moments' diagonal
+_DAMPING = (0.1, 0.01, 1.0)  # of the mean of the second moments' diagonal; the first alone where effort is short
 _LARGEST = 2304  # weights of a filter whose second moments, its square, are still cheap
 _RICH = 8  # patches per weight of a filter from which their second moments are known well enough
 
@@ -46,7 +47,8 @@ def with_searched_weights(candidate: Candidate, tools: Tools, sample: list[int])
         if not moments.get(weight.node) or len(node.inputs[1].uses()) != 1:  # a shared weight has several inputs
             continue
         least = _least(node, tools.scheme, grids[inputs[weight.node]].scale)
-        searched, error = searched_weight(node, weight, tools.scheme, moments[weight.node], least)
+        dampings = _DAMPING if share(tools) >= 1 else _DAMPING[:1]
+        searched, error = searched_weight(node, weight, tools.scheme, moments[weight.node], least, dampings)
         weights[weight.tensor] = searched
         if (moved := moved_bias(node, error, joined(moments[weight.node]))) is not None:
             biases[weight.node] = moved
@@ -75,13 +77,19 @@ def moved_bias(node: ir.Node, error: np.ndarray, moments: Moments) -> np.ndarray
 
 
 def searched_weight(
-    node: ir.Node, weight: Weight, scheme: Scheme, parts: list[Moments], least: np.ndarray | float = 0.0
+    node: ir.Node,
+    weight: Weight,
+    scheme: Scheme,
+    parts: list[Moments],
+    least: np.ndarray | float = 0.0,
+    dampings: tuple[float, ...] = _DAMPING,
 ) -> tuple[IntegerWeight, np.ndarray]:
     """The integers of least error, and that error (groups, rows, K) in the weight's unit.
 
     Args:
         parts: moments of two sets of images; where they are few, the second decides how far the first is trusted.
         least: smallest scale allowed, per output channel.
+        dampings: tried where patches are few.
     """
     array = constant(node.inputs[1])
     assert array is not None
@@ -92,9 +100,9 @@ def searched_weight(
     largest = np.maximum(plain.scales, least).reshape(flat.shape[:2])
     has_bias = moved_bias(node, np.zeros_like(flat), parts[0]) is not None
     whole = joined(parts)
-    damping: float | None = _DAMPING[0]
+    damping: float | None = min(_DAMPING)
     if whole.count < _RICH * flat.shape[2]:
-        damping = _trusted(flat, largest, limit, parts, scheme, least, has_bias)
+        damping = _trusted(flat, largest, limit, parts, scheme, least, has_bias, dampings)
     if damping is None:
         scales = storable_scales(largest, scheme).astype(np.float64)
         steps = nearest(flat, scales, limit)
@@ -124,8 +132,8 @@ def _fitted(
 
     start, errors = scales, lost(scales)
     smallest = np.broadcast_to(np.asarray(least, np.float64).reshape(-1) if np.ndim(least) else least, largest.size)
-    for share in _SHARES:
-        tried = storable_scales(np.maximum(start * share, smallest.reshape(start.shape)), scheme).astype(np.float64)
+    for part in _SHARES:
+        tried = storable_scales(np.maximum(start * part, smallest.reshape(start.shape)), scheme).astype(np.float64)
         found = lost(tried)
         gained = found < errors
         scales, errors = np.where(gained, tried, scales), np.where(gained, found, errors)
@@ -140,7 +148,7 @@ def _fitted(
 
 def _trusted(
     flat: np.ndarray, largest: np.ndarray, limit: int, parts: list[Moments], scheme: Scheme,
-    least: np.ndarray | float, has_bias: bool,
+    least: np.ndarray | float, has_bias: bool, dampings: tuple[float, ...],
 ) -> float | None:  # fmt: skip
     """The damping that, fitted on the first half, errs least on the second; None: rounding to nearest does."""
     if len(parts) < 2:
@@ -148,7 +156,7 @@ def _trusted(
     test = _hessian(parts[1], has_bias, 0.0)
     scales = storable_scales(largest, scheme).astype(np.float64)
     best, least_error = None, row_errors(nearest(flat, scales, limit) * scales[..., None] - flat, test).sum()
-    for damping in _DAMPING:
+    for damping in dampings:
         steps, found = _fitted(flat, largest, limit, _hessian(parts[0], has_bias, damping), scheme, least)
         error = row_errors(steps * found[..., None] - flat, test).sum()
         if error < least_error:

@@ -109,27 +109,40 @@ def output_decibels(
 ) -> np.ndarray:
     """How clean several sets of scales leave the model, float-simulated: dB (sets, inferences).
 
-    By inference, so that a few that explode don't decide: the SQNR of all floating outputs together, and the mean of
-    those of the graph's ends, in which a detector's class scores count as much as its boxes; half and half.
+    By inference, so that a few that explode don't decide; see `Looked`.
     """
-    outputs = [value.name or "" for value in feeder.model.graph.outputs]
-    last = [name for name in ends(feeder.model) if name not in outputs]
-    names = [*outputs, *last]
+    looked = Looked.of(feeder.model)
     feeds = list(feeder.feeds(sample))
-    exact = list(run_each(open_session(expose(feeder.model, names)), feeds))
+    exact = list(run_each(open_session(expose(feeder.model, list(looked.names))), feeds))
     found = []
-    for number, simulated in enumerate(simulations(feeder.model, placement, grids, scheme, feeds, names)):
+    for number, simulated in enumerate(simulations(feeder.model, placement, grids, scheme, feeds, list(looked.names))):
         steps = track(simulated, f"compare {number + 1}/{len(grids)}", len(feeds))
-        row = []
-        for want, got in zip(exact, steps, strict=True):
-            pairs = [signal_and_noise(a, b) for a, b in zip(want, got, strict=True)]
-            whole = decibel(
-                math.fsum(s for s, _ in pairs[: len(outputs)]), math.fsum(n for _, n in pairs[: len(outputs)])
-            )
-            parts = [decibel(*pair) for pair in pairs[len(outputs) :]]
-            row.append((whole + math.fsum(parts) / len(parts)) / 2 if parts else whole)
-        found.append(row)
+        found.append([looked.decibel(want, got) for want, got in zip(exact, steps, strict=True)])
     return np.asarray(found)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The tensors by which candidates are compared: the graph's outputs, then its ends.
+
+    In the ends a detector's class scores count as much as its boxes, which in the outputs are hundreds of pixels.
+    """
+
+    names: tuple[str, ...]
+    outputs: int
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Looked:
+        """Those of a float graph."""
+        outputs = [value.name or "" for value in model.graph.outputs]
+        return cls((*outputs, *(name for name in ends(model) if name not in outputs)), len(outputs))
+
+    def decibel(self, want: list[np.ndarray], got: list[np.ndarray]) -> float:
+        """Of one inference: the SQNR of all floating outputs together and the mean of the ends' own, half and half."""
+        pairs = [signal_and_noise(a, b) for a, b in zip(want, got, strict=True)]
+        given, last = pairs[: self.outputs], pairs[self.outputs :]
+        whole = decibel(math.fsum(one for one, _ in given), math.fsum(other for _, other in given))
+        return (whole + math.fsum(decibel(*pair) for pair in last) / len(last)) / 2 if last else whole
 
 
 def signal_and_noise(want: np.ndarray, got: np.ndarray) -> tuple[float, float]:

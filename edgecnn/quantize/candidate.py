@@ -15,8 +15,9 @@ import onnx_ir as ir
 from edgecnn.device import Scheme
 from edgecnn.quantize.auto import Chosen, Range, automatic, by_method
 from edgecnn.quantize.calibrate import Calibration, Feeder, calibrate
+from edgecnn.quantize.histogram import merged
 from edgecnn.quantize.placement import Graph, Placement
-from edgecnn.quantize.ranges import METHODS, Method, activation_grid
+from edgecnn.quantize.ranges import METHODS, Method, activation_grid, choose
 from edgecnn.quantize.rewrite import NOTHING, Grids, Overrides, rewrite
 
 if TYPE_CHECKING:
@@ -164,15 +165,14 @@ def again(candidate: Candidate, model: ir.Model, tools: Tools) -> Candidate:
     """The candidate on a graph with other channel sizes: calibrated anew, every range by the method it had."""
     placement = candidate.placement
     calibration = calibrate(tools.feeder_of(model), [activation.tensor for activation in placement.counted])
-    whole: dict[str, Chosen] = {}
-    ranges: dict[str, Range] = {}
-    methods: dict[str, str] = {}
-    for activation in placement.activations:
-        named = candidate.methods[activation.tensor]
+    found: dict[int, tuple[Range, Method]] = {}
+    for group, members in placement.groups().items():
+        named = candidate.methods[members[0].tensor]
         method: Method = next((each for each in METHODS if each == named), "mse")
-        if method not in whole:
-            whole[method] = by_method(method, placement, calibration, tools.scheme)
-        ranges[activation.tensor], methods[activation.tensor] = whole[method].ranges[activation.group], method
+        histogram = merged([calibration.histograms[member.tensor] for member in members if not member.pooled])
+        found[group] = choose(method, histogram, tools.scheme), method
+    ranges = {activation.tensor: found[activation.group][0] for activation in placement.activations}
+    methods: dict[str, str] = {activation.tensor: found[activation.group][1] for activation in placement.activations}
     return replace(candidate, model=model, ranges=ranges, methods=methods, overrides=NOTHING)
 
 

@@ -20,14 +20,13 @@ from edgecnn.errors import EdgeError
 from edgecnn.io_contract import IoContract
 from edgecnn.metrics import METRICS
 from edgecnn.progress import track
+from edgecnn.quantize.auto import Looked
 from edgecnn.quantize.calibrate import ImageSource
 from edgecnn.quantize.candidate import Candidate, Drop, Tools
 from edgecnn.quantize.judging import Judging
-from edgecnn.quantize.outputs import by_image
 from edgecnn.quantize.recover.quality import split
-from edgecnn.quantize.sessions import Feeds, open_session, run, run_each
+from edgecnn.quantize.sessions import Feeds, expose, open_session, run, run_each
 from edgecnn.recipe import MetricName
-from edgecnn.stats import sqnr
 
 _PIXELS = 4 * 224 * 224  # of one inference: what a core's caches and memory take well
 _MOST = 64  # images in one inference
@@ -200,19 +199,14 @@ class Fidelity:
 
     def __init__(self, tools: Tools) -> None:
         self.feeder, self.scheme, self.sample = tools.feeder, tools.scheme, split(tools)[1]
-        self.exact = list(run_each(open_session(tools.graph.model), self._feeds()))
+        self.looked = Looked.of(tools.graph.model)
+        self.exact = list(run_each(open_session(expose(tools.graph.model, list(self.looked.names))), self._feeds()))
 
     def sqnr_db(self, candidate: Candidate) -> float:
-        """Median over the images of each one's SQNR in dB, all floating outputs together: a few that explode don't
-        decide."""
-        session = open_session(candidate.quantized(self.scheme), simulate=True)
-        batch, rows = self.feeder.batch, []
+        """Median over the inferences, see `Looked`: a few that explode don't decide."""
+        session = open_session(expose(candidate.quantized(self.scheme), list(self.looked.names)), simulate=True)
         outputs = track(run_each(session, self._feeds()), "outputs", len(self.exact))
-        for number, (want, got) in enumerate(zip(self.exact, outputs, strict=True)):
-            real = min(batch, len(self.sample) - number * batch)
-            floats = [by_image(a, b, batch, real) for a, b in zip(want, got, strict=True) if a.dtype.kind == "f"]
-            rows.append(np.sum(floats, axis=0) if floats else np.zeros((2, real)))
-        return sqnr(*np.concatenate(rows, axis=1)).median
+        return float(np.median([self.looked.decibel(want, got) for want, got in zip(self.exact, outputs, strict=True)]))
 
     def _feeds(self) -> Iterator[Feeds]:
         return self.feeder.feeds(self.sample)

@@ -27,7 +27,8 @@ class Step:
         float_nodes: layers with weights that stay float; int8_macs: share of multiply-accumulates in INT8.
         expected_speed: the first rung's is 1; by the rule `expected_speed`, never measured.
         drop: on the select images; None where no budget asks for it.
-        sqnr_db: of the outputs, float simulation, held calibration images; None where nothing is compared.
+        sqnr_db: of outputs and ends (`auto.Looked`), float simulation, median of held calibration images; None where
+            nothing is compared.
     """
 
     rung: RungName

@@ -4,8 +4,8 @@
 
 TensorRT's scheme. Every tool gets the same float ONNX and the same calibration images, and its Q/DQ graph is evaluated
 in float (onnxruntime, optimizations off) on the same held images. Told are the SQNR in dB of all held images pooled and
-the median of each image's own, of every part of the output; INT8 share of MACs; seconds. Each result is kept under the
-work folder, so a second call continues.
+the median of each image's own, of every part of the output; INT8 share of MACs; seconds of the processor. Each result
+is kept under the work folder, so a second call continues.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def lines(results: list[Json]) -> list[str]:
         iou = f"; mIoU {_middle(good, 'miou'):.3f} of {_middle(good, 'float_miou'):.3f}" if good[0].get("miou") else ""
         found.append(
             f"| {name} | {tool} | {by['pooled']}{iou} | {by['median']} | {_middle(good, 'int8_macs'):.1%}"
-            f" | {_middle(good, 'seconds'):.0f} | {len(good)} |"
+            f" | {_middle(good, 'cpu_seconds'):.0f} | {len(good)} |"
         )
     return found
 

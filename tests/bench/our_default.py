@@ -33,7 +33,7 @@ def main() -> None:
     answer = {
         "seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu, "peak_mb": peak_mb(),
         "versions": {"edgecnn": __version__}, "ladder": record["ladder"], "notes": record["recovery"]["notes"],
-        "told": record["sqnr_db"],
+        "told": record["sqnr_db"], "calibrate": record["calibration"]["seconds"],
     }  # fmt: skip
     print(json.dumps(answer))
 

@@ -50,11 +50,8 @@ def test_no_single_method_is_better_on_the_held_images(scheme: Scheme) -> None:
     assert not set(probed) & set(held)
     whole: list[Chosen] = [automatic(feeder, placement, calibration, scheme)]
     whole += [by_method(method, placement, calibration, scheme) for method in METHODS]
-    few = held[: max(1, len(held) // 3)]
-    for sample in (few, held):
-        quality = output_decibels(feeder, sample, placement, [c.grids(placement, scheme) for c in whole], scheme)
-        best = quality.mean(axis=1)
-        assert best[0] >= best[1:].max() - 0.5
+    quality = output_decibels(feeder, held, placement, [one.grids(placement, scheme) for one in whole], scheme)
+    best = quality.mean(axis=1)
     assert best[0] >= best[1:].max() - 1e-9
 
 

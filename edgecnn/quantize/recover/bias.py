@@ -10,31 +10,37 @@ Both are tried, on images that do not decide; the better by the model's outputs 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from edgecnn import progress
 from edgecnn.progress import track
-from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.canonical import constant, opset
+from edgecnn.quantize.learned.blocks import Block, alive, cut
+from edgecnn.quantize.learned.stream import Tensors, between, evaluate, fed
 from edgecnn.quantize.noise_split import integer_weights
 from edgecnn.quantize.placement import Graph
-from edgecnn.quantize.recover.effort import affordable, some
+from edgecnn.quantize.recover.effort import affordable, share, some
 from edgecnn.quantize.recover.matrix import unfolded
 from edgecnn.quantize.recover.moments import input_moments
 from edgecnn.quantize.recover.quality import better, split
 from edgecnn.quantize.recover.spread import add_reduction
 from edgecnn.quantize.recover.weight_clip import joined
 from edgecnn.quantize.rewrite import BIAS, Overrides
-from edgecnn.quantize.sessions import expose, open_session, run_each
+from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
 
 NAME = "bias"
 _IMAGES = 64
 _EFFORT = 1e11  # multiply-accumulates for the empirical correction
+_PASSES = 4  # that it makes through the graph with every image, about
+_STAGES = 3  # of a block
 _LEAST = 8  # images
+_HELD_BYTES = 400 << 20  # of tensors between blocks
 
 
 def bias(candidate: Candidate, tools: Tools) -> Candidate:
@@ -110,7 +116,7 @@ def _analytic(candidate: Candidate, tools: Tools, targets: dict[str, str]) -> Ca
     layers = {_layer(nodes[name]).name or "": nodes[name] for name in targets}
     feeder = tools.feeder_of(candidate.model)
     wanted = [nodes[name] for name in layers]
-    moments = input_moments(feeder, tools.graph, wanted, some(tools, _IMAGES), means_only=True)
+    moments = input_moments(feeder, tools.graph, wanted, some(tools, round(_IMAGES * share(tools))), means_only=True)
     integers = integer_weights(candidate, tools.scheme)
     bare = replace(candidate, overrides=replace(candidate.overrides, biases={}))
     changes = {}
@@ -136,18 +142,40 @@ def _layer(holder: ir.Node) -> ir.Node:
 
 
 def _empirical(candidate: Candidate, tools: Tools, targets: dict[str, str]) -> Candidate:
-    """Stage by stage; as many stages and images as the effort pays for, a stage per layer where it does."""
-    passes = affordable(tools, 2 * _EFFORT)  # on average a stage runs half of the graph
-    sample = some(tools, max(_LEAST, min(_IMAGES, passes // len(targets))))
-    stages = max(1, min(len(targets), passes // len(sample)))
+    """Layer by layer, block after block: only what lives between two blocks is held, so that nothing runs twice."""
+    graph = Graph(candidate.model, tools.graph.shapes)
+    parts = cut(graph, candidate.placement, tools.feeder.batch)
+    sample = _sample(tools, graph, parts)
+    if not sample:
+        return candidate
+    feeder = tools.feeder_of(candidate.model)
     names = list(targets)
-    exact = _means(tools.feeder_of(candidate.model), tools.graph, candidate.model, targets, names, sample, False)
-    corrected = candidate
-    for part in track(np.array_split(np.arange(len(names)), stages), "bias", stages):
-        chosen = [names[int(n)] for n in part]
-        got = _means(tools.feeder, tools.graph, corrected.quantized(tools.scheme), targets, chosen, sample, True)
-        corrected = _corrected(corrected, {name: _certain(exact[name] - got[name]) for name in chosen})
+    float_graph = expose(candidate.model, [])
+    exact = _means(float_graph, graph, candidate.model, targets, names, feeder.feeds(sample), simulate=False)
+    given, corrected = fed(feeder, sample), candidate
+    for number, part in enumerate(track(parts, "bias", len(parts))):
+        inside = [name for name in part.nodes if name in targets]
+        for stage in np.array_split(np.arange(len(inside)), min(len(inside), _STAGES) or 1):
+            chosen = [inside[int(n)] for n in stage]
+            if chosen:
+                model = corrected.quantized(tools.scheme)
+                got = _streamed(model, graph, targets, chosen, given, tools.feeder.batch)
+                corrected = _corrected(corrected, {name: _certain(exact[name] - got[name]) for name in chosen})
+        if inside and number + 1 < len(parts):
+            living = alive(graph, parts, number + 1)
+            model = corrected.quantized(tools.scheme)
+            given = evaluate(model, given, living, tools.feeder.batch, simulate=True)
     return corrected
+
+
+def _sample(tools: Tools, graph: Graph, parts: list[Block]) -> list[int]:
+    """Images that the effort and the memory for what lives between blocks pay for; whole batches."""
+    batch = tools.feeder.batch
+    living = [sum(int(np.prod(graph.shapes.get(n, (1,)))) for n in alive(graph, parts, k)) for k in range(len(parts))]
+    fit = _HELD_BYTES * batch // (8 * max(1, *living))
+    most = max(_LEAST, min(_IMAGES, affordable(tools, _EFFORT) // _PASSES, fit))
+    chosen = some(tools, most)
+    return chosen[: len(chosen) // batch * batch]
 
 
 def _certain(differences: np.ndarray) -> np.ndarray:
@@ -157,21 +185,29 @@ def _certain(differences: np.ndarray) -> np.ndarray:
     return np.asarray(mean * np.clip(1.0 - doubt / np.maximum(np.square(mean), 1e-30), 0.0, 1.0), np.float32)
 
 
+def _streamed(
+    model: ir.Model, graph: Graph, targets: dict[str, str], names: list[str], given: Tensors, batch: int
+) -> dict[str, np.ndarray]:
+    """As `_means`, of the INT8 graph from the tensors of a cut on."""
+    part = between(model, list(given), [targets[name] for name in names])
+    del part.graph.output[:]
+    read = [value.name for value in part.graph.input]
+    count = len(next(iter(given.values())))
+    feeds = ({name: given[name][start : start + batch] for name in read} for start in range(0, count, batch))
+    return _means(part, graph, model, targets, names, feeds, simulate=True)
+
+
 def _means(
-    feeder: Feeder, graph: Graph, model: ir.Model, targets: dict[str, str], names: list[str], sample: list[int],
-    simulate: bool,
+    proto: onnx.ModelProto, graph: Graph, model: ir.Model, targets: dict[str, str], names: list[str],
+    feeds: Iterable[Feeds], *, simulate: bool,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Mean output of each channel per inference, (inferences, channels), by node name."""
+    """Mean output of each channel per inference, (inferences, channels), by node name; `proto` has no outputs yet."""
     operators = {node.name or "": node.op_type for node in model.graph}
-    proto = expose(model, [])
     for number, name in enumerate(names):
         rank = len(graph.shapes[targets[name]])
         channel = 1 if operators[name] in ("Conv", "ConvTranspose") else rank - 1
         axes = [axis for axis in range(rank) if axis != channel]
         add_reduction(proto, "ReduceMean", targets[name], f"edgecnn.mean.{number}", axes, opset(model))
     session = open_session(proto, simulate=simulate)
-    rows = [
-        [np.asarray(value, np.float64).reshape(-1) for value in values]
-        for values in run_each(session, feeder.feeds(sample))
-    ]
+    rows = [[np.asarray(value, np.float64).reshape(-1) for value in values] for values in run_each(session, feeds)]
     return {name: np.stack([row[number] for row in rows]) for number, name in enumerate(names)}

@@ -28,9 +28,9 @@ class Effort:
 
 
 EFFORTS: dict[EffortName, Effort] = {
-    "fast": Effort(("equalize",), 0.25, 4.0),
-    "balanced": Effort(("equalize", "bias"), 0.5, 10.0),
-    "thorough": Effort(("equalize", "bias", "clip", "adaround"), 1.0, 90.0),
+    "fast": Effort(("equalize",), 0.25, 7.0),
+    "balanced": Effort(("equalize", "bias"), 0.5, 12.0),
+    "thorough": Effort(("equalize", "bias", "clip", "adaround"), 1.0, 80.0),
 }
 
 

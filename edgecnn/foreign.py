@@ -215,7 +215,7 @@ def _climb_text(record: dict[str, Any]) -> list[str]:
 
     state, sentence = verdict_of(record)
     climbed = ladder(QuantizeFile.model_validate(record))
-    if climbed is None or len(climbed.rungs) < 2:
+    if climbed is None or (state is None and len(climbed.rungs) == 1):
         return []
     if state is None:  # no budget, so no accuracies to show
         steps = [

@@ -13,7 +13,7 @@ from edgecnn.errors import EdgeError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-LONGEST_NAME = 255  # bytes, on every file system in use
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, on every file system in use
 SCARCE = 1 << 20  # bytes
 
 
@@ -23,8 +23,10 @@ def user_path(text: str) -> Path:
     Raises:
         EdgeError: no file can have this name, or nobody knows whose home `~` is.
     """
-    if "\0" in text or any(len(os.fsencode(part)) > LONGEST_NAME for part in text.split("/")):
-        why = "it holds a NUL byte" if "\0" in text else f"a name in it is longer than {LONGEST_NAME} bytes"
+    longest = max(len(part.encode(errors="surrogateescape")) for part in text.split("/"))
+    if "\0" in text or longest > LONGEST_NAME or len(text) > LONGEST_PATH:
+        why = f"it, or a name in it, is too long ({LONGEST_PATH:,} and {LONGEST_NAME} bytes are the most)"
+        why = "it holds a NUL byte" if "\0" in text else why
         raise EdgeError(f"`{text if len(text) <= 80 else text[:80] + '…'}` is not a path: {why}", "correct the path")
     try:
         return Path(text).expanduser()

@@ -211,7 +211,7 @@ def test_off_is_a_word(tmp_path: Path) -> None:
         ('model.weights="a\\0/b"', "not a path: it holds a NUL byte"),
         ("model.weights=~no-such-user/w.pt", "r.yaml:3: `model.weights`: there is no home folder for `~no-such-user`"),
         (f"model.weights=a/{'w' * 256}.pt", "r.yaml:3: `model.weights`: `a/www"),
-        (f"device={'d' * 300}", "a name in it is longer than 255 bytes"),
+        (f"device={'d' * 300}", "a name in it, is too long"),
         ("model={a: &x [*x]}", "`a.0` refers to itself"),
     ],
 )  # fmt: skip

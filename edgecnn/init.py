@@ -13,7 +13,7 @@ from edgecnn.data.guess import READ, Guess, guess
 from edgecnn.disk import user_path
 from edgecnn.errors import EdgeError
 from edgecnn.progress import current
-from edgecnn.recipe_file import load_recipe, nearest_hint, packed
+from edgecnn.recipe_file import SCHEMA_FILE, load_recipe, nearest_hint, packed, schema
 
 Ask = Callable[[str, str], str]
 T = TypeVar("T")
@@ -52,7 +52,18 @@ def ask_and_write(path: Path | None, *, task: str | None, data: str | None, devi
     except EdgeError:
         path.unlink()
         raise
+    _write_schema(path.parent / SCHEMA_FILE)
     return path
+
+
+def _write_schema(file: Path) -> None:
+    """The schema that the recipe's first line names, for editors; one that is not ours stays as it is."""
+    try:
+        if file.exists() and json.loads(file.read_bytes())["title"] != schema()["title"]:
+            return
+        file.write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
+    except (OSError, ValueError, LookupError, TypeError):
+        current().note(f"{file} was left as it is: `edgecnn schema` prints what editors complete recipes by")
 
 
 def _answer(given: str | None, text: str, default: str, ask: Ask, check: Callable[[str], T]) -> T:
@@ -117,6 +128,7 @@ def _recipe(name: str, device: str, found: Guess, path: Path) -> str:
     lines.append(f"  color: {spec.color}")
     model, train, score = _detector(found) if spec.detection else _classifier(found)
     return f"""\
+# yaml-language-server: $schema={SCHEMA_FILE}
 # What to build, from which images, for which device. `edgecnn show {path.name}` prints every default,
 # `edgecnn schema` every key. Build it with: edgecnn build {path.name}
 name: {name}

@@ -22,6 +22,7 @@ S = TypeVar("S", bound=Spec)
 
 PACKED = Path(__file__).parent / "packed"
 CHECKOUT = Path(__file__).parent.parent
+SCHEMA_FILE = "recipe.schema.json"  # beside recipes: their first line names it to editors
 LOCK_KEYS = ("recipe", "stages", "data_digest", "versions")  # of a run's recipe.lock.yaml
 
 

@@ -240,3 +240,10 @@ def test_a_lock_is_built_as_the_recipe_that_it_locks(tmp_path: Path) -> None:
     assert load_recipe(file, ["train.epochs=5"]).train.epochs == 5
     error = refused(recipe(tmp_path, dump_yaml(lock).replace("epochs: 3", "epochs: many"), "edited.lock.yaml"))
     assert re.search(r"edited\.lock\.yaml:\d\d: `train\.epochs` is 'many'", error.message)
+
+
+def test_packed_recipes_name_their_schema_to_editors(repo: Path) -> None:
+    stored = (repo / "recipes" / "recipe.schema.json").read_text()
+    assert json.loads(stored) == schema(), "write it again: edgecnn schema > recipes/recipe.schema.json"
+    for file in packed("recipes").values():
+        assert file.read_text().startswith("# yaml-language-server: $schema=recipe.schema.json\n")

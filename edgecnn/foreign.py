@@ -319,7 +319,7 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
         names = ", ".join(value.name for value in inputs)
         raise EdgeError(f"`{model}` has {len(inputs)} inputs ({names}); one image input is needed")
     kind = inputs[0].type.tensor_type
-    shape = [dim.dim_value or None for dim in kind.shape.dim]
+    shape = [dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim]
     if len(shape) != 4:
         raise EdgeError(f"input `{inputs[0].name}` of `{model}` has {len(shape)} dimensions; an image batch has 4")
     dtypes = {onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.FLOAT: "float32"}

@@ -98,7 +98,8 @@ def _found(model: Path, contract: IoContract, classes: int, decoder: str) -> tup
     graph = onnx.load(str(model), load_external_data=False).graph
     size = contract.input.size
     shapes = {
-        one.name: tuple(side.dim_value or None for side in one.type.tensor_type.shape.dim) for one in graph.output
+        one.name: tuple(max(0, side.dim_value) or None for side in one.type.tensor_type.shape.dim)
+        for one in graph.output
     }
     # Whoever exponentiates in the graph has decoded the sides there.
     pixels = any(node.op_type == "Exp" for node in graph.node)

@@ -54,7 +54,7 @@ def free_sides(model: Path) -> dict[str, list[int | None]]:
     graph = _read(model).graph
     weights = {tensor.name for tensor in graph.initializer}
     shapes = {
-        value.name: [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+        value.name: [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
         for value in graph.input
         if value.name not in weights
     }

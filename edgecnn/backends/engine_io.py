@@ -85,7 +85,7 @@ def fixed_batch(model: Path) -> int | None:
     import onnx
 
     inputs = onnx.load(str(model), load_external_data=False).graph.input
-    sizes = [int(size.dim_value) for size in inputs[0].type.tensor_type.shape.dim] if inputs else []
+    sizes = [max(0, int(size.dim_value)) for size in inputs[0].type.tensor_type.shape.dim] if inputs else []
     return sizes[0] or None if sizes else None
 
 

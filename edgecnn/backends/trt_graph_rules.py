@@ -163,7 +163,7 @@ def shapes(graph: Graph) -> Iterator[Finding]:
         tensor = one.type.tensor_type
         if not tensor.HasField("shape"):
             yield label(readers[0]), f"input `{one.name}` has no known rank"
-        elif any(not dim.HasField("dim_value") for dim in tensor.shape.dim[1:]):
+        elif any(dim.dim_value <= 0 for dim in tensor.shape.dim[1:]):
             yield label(readers[0]), f"input `{one.name}` has a free dimension besides the batch"
 
 

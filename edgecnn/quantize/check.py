@@ -55,9 +55,18 @@ def _read(path: Path) -> onnx.ModelProto:
         raise EdgeError(f"`{path}` is not a readable ONNX file: {error}", "export the model again") from error
     if not model.graph.node or not model.graph.output:
         raise EdgeError(f"`{path}` holds no graph", "export the model again")
+    _free_sizes(model)
     check_tensors(model, path)
     check_windows(_nodes(model.graph), path)
     return model
+
+
+def _free_sizes(model: onnx.ModelProto) -> None:
+    """A size of -1 is how some exporters write a free one."""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value == -1:
+                dim.ClearField("dim_value")
 
 
 def _inferred(model: onnx.ModelProto, path: Path) -> onnx.GraphProto:

@@ -26,6 +26,7 @@ class Foreign:
     functions: tuple[onnx.FunctionProto, ...] = ()
     opsets: tuple[str, ...] = ()
     inputs: tuple[ValueInfoProto, ...] = ()
+    batch: str | int = "N"
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(0)
@@ -45,7 +46,7 @@ class Foreign:
         return self
 
     def save(self, path: Path) -> Path:
-        x = helper.make_tensor_value_info("x", FLOAT, ["N", 3, 16, 16])
+        x = helper.make_tensor_value_info("x", FLOAT, [self.batch, 3, 16, 16])
         tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in self.weights.items()]
         graph = helper.make_graph(self.nodes, "g", [x, *self.inputs], self.outputs, tensors)
         opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(name, 1) for name in self.opsets)]
@@ -275,6 +276,7 @@ ZOO: dict[str, Callable[[], Foreign]] = {
     "sum of more dimensions": lambda: _added(1, 1, 1, 8, out=(1, 1, "N", 8)),
     "computed bias": _computed_bias,
     "weight on the left": _left_weight,
+    "free sizes as -1": lambda: Foreign(batch=-1).add(_last()).out("y", (-1, 16, 16, 16)),
     "Gelu 20": lambda: _later("Gelu", 21, approximate="tanh"),
     "HardSwish 22": lambda: _later("HardSwish", 22),
     "RMSNormalization": _rms,

@@ -27,6 +27,7 @@ from edgecnn.cli_options import (
     boards_of,
     complete_device,
     complete_recipe,
+    finite,
     timing_sets,
 )
 from edgecnn.cli_options import print_result as _print
@@ -178,7 +179,7 @@ def check(
     baseline: Annotated[Path, typer.Option(help="The NAME.baseline.zip to compare with, or to write with --update.")],
     update: Annotated[bool, typer.Option("--update", help="Write the baseline from this run.")] = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="With --update: leave the ONNX files out.")] = False,
-    max_regression: Annotated[float, typer.Option(help="Tolerated accuracy drop against the baseline.")] = 0.0025,
+    max_regression: Annotated[float, typer.Option(callback=finite, help="Tolerated accuracy drop.")] = 0.0025,
     host: Hosts = [], link: Links = [], power_mode: PowerMode = None, lock_clocks: LockClocks = False,  # noqa: B006
     strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -249,7 +250,10 @@ def quantize(
     keep_float: Annotated[list[str], typer.Option(help="A node that stays float, by name. Repeatable.")] = [],  # noqa: B006
     max_accuracy_drop: Annotated[
         float | None,
-        typer.Option(help="Accuracy budget, as 0.01 for one point: labelled images beside the calibration ones judge."),
+        typer.Option(
+            callback=finite,
+            help="Accuracy budget, as 0.01 for one point: labelled images beside the calibration ones judge.",
+        ),
     ] = None,
     recover: Annotated[
         str, typer.Option(metavar="auto|off|RUNG", help="The last recovery rung: off stops at calibrated ranges.")
@@ -290,7 +294,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def clean(
-    max_gb: Annotated[float, typer.Option(min=0.0, help="Keep the most recently used stages up to this size.")] = 20.0,
+    max_gb: Annotated[float, typer.Option(min=0.0, callback=finite, help="Keep what was used last up to it.")] = 20.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Drop nothing; show what would go, and how much.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgecnn.cli_options import AsJson, Hosts, Links, boards_of, complete_device, print_result, shown
+from edgecnn.cli_options import AsJson, Hosts, Links, boards_of, complete_device, finite, print_result, shown
 from edgecnn.errors import EdgeError
 
 devices = typer.Typer(
@@ -63,7 +63,7 @@ def devices_probe(
 @devices.command("clean")
 def devices_clean(
     host: Hosts = [],  # noqa: B006
-    max_gb: Annotated[float, typer.Option(min=0.0, help="Keep what was used last, up to this size.")] = 0.0,
+    max_gb: Annotated[float, typer.Option(min=0.0, callback=finite, help="Keep what was used last up to it.")] = 0.0,
     link: Links = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:

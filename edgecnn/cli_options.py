@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,13 @@ PowerMode = Annotated[
 LockClocks = Annotated[
     bool, typer.Option("--lock-clocks", help="Lock the board's clocks (jetson_clocks) while it is timed; restored.")
 ]
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse `nan` and `inf`, which the command framework takes for numbers."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def complete_recipe(incomplete: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -302,6 +303,8 @@ def _numbers(values: dict[str, str], key: str, channels: int) -> tuple[float, ..
         return None
     try:
         numbers = tuple(float(part) for part in values[key].split(","))
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(values[key])
     except ValueError:
         raise EdgeError(f"--input: `{key}={values[key]}` is not a list of numbers") from None
     if len(numbers) not in (1, channels):
@@ -344,6 +347,8 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
         )
     try:
         top = float(told.get("range", "255" if dtype == "uint8" else "1"))
+        if not 0 < top < math.inf:
+            raise ValueError(f"range={top:g} is not a positive number")
         size = _size(told, sides, str(model))
         return IoContract(
             task="classify",

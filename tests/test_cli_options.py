@@ -81,3 +81,17 @@ def test_the_command_that_installs_fits_what_runs(tmp_path: Path, monkeypatch: p
     package.mkdir(parents=True)
     (package.parent / "pyproject.toml").touch()
     assert shlex.split(install_command("train,yolo")) == ["pip", "install", "-e", f"{package.parent}[train,yolo]"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("clean", "--max-gb"),
+        ("check", ".", "--baseline", "b.zip", "--max-regression"),
+        ("quantize", "m.onnx", "--data", "d", "--device", "cpu-x86", "--max-accuracy-drop"),
+        ("devices", "clean", "--host", "board", "--max-gb"),
+    ],
+)
+def test_numbers_are_finite(command: tuple[str, ...], value: str) -> None:
+    assert CliRunner().invoke(app, [*command, value]).exit_code == 2

@@ -14,7 +14,7 @@ from edgecnn.quantize.stored import check_sizes, check_tensors, check_windows
 from edgecnn.quantize.wiring import check_wiring
 
 LOWEST_OPSET, HIGHEST_OPSET = 11, 23
-MOST_TURNS = 100_000  # of a Loop
+MOST_TURNS = 10_000  # of a Loop
 SMALL = 256  # elements: what shape arithmetic may need the values of
 _QUANTIZED_OPS = frozenset({
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QLinearAdd",

@@ -117,7 +117,7 @@ def test_another_onnxruntime_reruns_what_it_decides(built: Edgecnn) -> None:
     with pytest.raises(Stopped):
         build(load_recipe(str(built.recipe)), connect(load_device("cpu-x86")), store)
     kept = [decision.stage for decision in store.decisions if decision.kept]
-    assert kept == ["data", "train", "export", "float"]
+    assert kept == ["data", "train", "export"]
     why = {decision.stage: decision.reasons for decision in store.decisions}
     assert why["quantize"] == (f"onnxruntime (library) {installed_version('onnxruntime')} → 99.0",)
 

@@ -86,7 +86,7 @@ def test_nothing_to_correct_changes_nothing(tmp_path: Path) -> None:
     again = bias(once, tools)
     assert again.overrides is once.overrides or again.rungs == ("bias", "bias")
     if again.overrides is once.overrides:
-        assert "bias: neither" in again.notes[-1]
+        assert "bias: no correction" in again.notes[-1]
     before, after = (unseen_db(c.quantized(FOUR_BITS), tools.graph.model) for c in (once, again))
     assert after > before - 0.3
 

@@ -5,7 +5,8 @@ analytic   in one pass over the float graph: the mean difference that each layer
 empirical  layer by layer through the INT8 graph in float simulation, every layer measured with those before it already
            corrected: what earlier layers, clipping and saturation do to the mean is in it too.
 
-Both are tried, on images that do not decide; the better by the model's outputs on the others is kept, or neither.
+Both are tried where the effort pays for both, else the empirical, on images that do not decide; what is better by the
+model's outputs on the others is kept.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ NAME = "bias"
 _IMAGES = 64
 _EFFORT = 1e11  # multiply-accumulates for the empirical correction
 _PASSES = 4  # that it makes through the graph with every image, about
-_STAGES = 3  # of a block
+_STAGES = 2  # of a block
 _LEAST = 8  # images
 _HELD_BYTES = 400 << 20  # of tensors between blocks
 
@@ -48,10 +49,12 @@ def bias(candidate: Candidate, tools: Tools) -> Candidate:
     targets = _targets(candidate)
     if not targets:
         return _refused(candidate, "no INT8 layer has a constant bias")
-    tried = {"analytic": _analytic(candidate, tools, targets), "empirical": _empirical(candidate, tools, targets)}
+    tried = {"empirical": _empirical(candidate, tools, targets)}
+    if share(tools) >= 1:
+        tried["analytic"] = _analytic(candidate, tools, targets)
     which, qualities = better(tools, candidate, list(tried.values()), split(tools)[1], doubts=0.5)
     if which < 0:
-        return _refused(candidate, "neither the analytic nor the empirical correction measures better")
+        return _refused(candidate, "no correction measures better")
     method = list(tried)[which]
     progress.current().note(f"bias: {method} correction, {qualities[which + 1] - qualities[0]:+.2f} dB")
     return replace(tried[method], rungs=(*candidate.rungs, NAME))
@@ -116,7 +119,7 @@ def _analytic(candidate: Candidate, tools: Tools, targets: dict[str, str]) -> Ca
     layers = {_layer(nodes[name]).name or "": nodes[name] for name in targets}
     feeder = tools.feeder_of(candidate.model)
     wanted = [nodes[name] for name in layers]
-    moments = input_moments(feeder, tools.graph, wanted, some(tools, round(_IMAGES * share(tools))), means_only=True)
+    moments = input_moments(feeder, tools.graph, wanted, some(tools, _IMAGES), means_only=True)
     integers = integer_weights(candidate, tools.scheme)
     bare = replace(candidate, overrides=replace(candidate.overrides, biases={}))
     changes = {}

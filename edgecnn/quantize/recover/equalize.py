@@ -22,6 +22,7 @@ from edgecnn.quantize.recover.weight_clip import with_searched_weights
 
 NAME = "equalize"
 _QUICK = 64  # images of the quick look that decides whether equalization is worth a whole calibration
+_SPREAD = 128  # images that tell how loud channels are
 _WORTH = 0.1  # dB
 
 
@@ -53,7 +54,7 @@ def equalize(candidate: Candidate, tools: Tools) -> Candidate:
 
 def _rescaled(candidate: Candidate, tools: Tools) -> list[ir.Model]:
     """The same function with other channel sizes: through what is homogeneous, and behind what is not."""
-    sample = some(tools, round(share(tools) * tools.feeder.count))
+    sample = some(tools, round(share(tools) * min(tools.feeder.count, _SPREAD)))
     found = [equalized(tools.graph, candidate.placement, tools.feeder, sample)]
     if tools.scheme.placement == "tensorrt":  # onnxruntime's kernels have no place for a Mul behind SiLU
         found.append(smoothed(tools.graph, candidate.placement, tools.feeder, sample))

@@ -27,6 +27,7 @@ from edgecnn.quantize.weights import IntegerWeight, integer_weight, weight_limit
 
 _SHARES = np.linspace(0.93, 0.45, 9)  # of the scale that holds the largest weight
 _DAMPING = (0.1, 0.01, 1.0)  # of the mean of the second moments' diagonal; the first alone where effort is short
+_EXACT = 1e-6  # share of a weight's power that rounding may lose where it was quantized before
 _LARGEST = 2304  # weights of a filter whose second moments, its square, are still cheap
 _RICH = 8  # patches per weight of a filter from which their second moments are known well enough
 
@@ -98,6 +99,10 @@ def searched_weight(
     plain = integer_weight(weight.tensor, array, weight.axis, scheme)
     limit = weight_limit(scheme)
     largest = np.maximum(plain.scales, least).reshape(flat.shape[:2])
+    error = plain.restored().astype(np.float64) - array
+    exact = np.square(error).sum() <= _EXACT * np.square(array.astype(np.float64)).sum()
+    if exact and (plain.scales.reshape(flat.shape[:2]) >= largest).all():
+        return plain, unfolded(node, error).reshape(flat.shape)  # integers they were: nothing is lost
     has_bias = moved_bias(node, np.zeros_like(flat), parts[0]) is not None
     whole = joined(parts)
     damping: float | None = min(_DAMPING)

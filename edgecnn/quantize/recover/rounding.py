@@ -27,10 +27,12 @@ def compensated(weight: np.ndarray, scales: np.ndarray, limit: int, hessian: np.
     """Integers (groups, rows, K), float64, rounded one input at a time, the strongest first.
 
     Args:
-        weight: (groups, rows, K) float64.
+        weight: (groups, rows, K).
         scales: (groups, rows).
         hessian: (groups, K, K), positive definite.
     """
+    # In float32 twice as fast; the caller keeps only what errs less than rounding to nearest.
+    weight, scales, hessian = (np.asarray(each, np.float32) for each in (weight, scales, hessian))
     order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
     group = np.arange(len(weight))[:, None]
     sorted_hessian = hessian[group[:, :, None], order[:, :, None], order[:, None, :]]
@@ -41,7 +43,7 @@ def compensated(weight: np.ndarray, scales: np.ndarray, limit: int, hessian: np.
     block = 64  # the update of far columns waits and is done as one product
     for start in range(0, columns, block):
         stop = min(start + block, columns)
-        errors = np.empty((*left.shape[:2], stop - start))
+        errors = np.empty((*left.shape[:2], stop - start), np.float32)
         for column in range(start, stop):
             steps[..., column] = np.clip(np.rint(left[..., column] / scales), -limit, limit)
             wrong = (left[..., column] - steps[..., column] * scales) / upper[:, None, column, column]
@@ -50,7 +52,7 @@ def compensated(weight: np.ndarray, scales: np.ndarray, limit: int, hessian: np.
         left[..., stop:] -= errors @ upper[:, start:stop, stop:]
     found = np.empty_like(steps)
     np.put_along_axis(found, np.broadcast_to(order[:, None, :], steps.shape), steps, axis=2)
-    return _descended(weight, found, scales, limit, hessian)
+    return np.asarray(_descended(weight, found, scales, limit, hessian), np.float64)
 
 
 def _descended(

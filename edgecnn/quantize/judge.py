@@ -153,9 +153,13 @@ class SelectJudge(Judging[np.ndarray]):
         return batch
 
     def _refuse_chance(self) -> None:
-        """A drop of a model that knows nothing is no loss, and nothing can be lost against it."""
+        """A drop of a model that knows nothing is no loss, and nothing can be lost against it.
+
+        Images so few that not even a faultless model could show it say nothing of this one; nor do they stop a climb.
+        """
         constant, right, count = self._constant_answer(), int(self.exact.sum()), len(self.exact)
-        if stats.wilson_interval(right, count, 0.90)[0] <= constant:  # one-sided 95 %
+        shown, best = (stats.wilson_interval(share, count, 0.90)[0] for share in (right, count))  # one-sided 95 %
+        if shown <= constant < best or right <= constant * count:
             raise EdgeError(
                 f"the float model is right on {right} of {count} labelled images, which is not better than a constant"
                 f" answer ({constant:.1%}): an accuracy budget against it proves nothing",

@@ -21,7 +21,7 @@ from typing import get_args
 
 from edgecnn import progress
 from edgecnn.disk import is_full
-from edgecnn.errors import EdgeError
+from edgecnn.errors import EdgeError, InternalError
 from edgecnn.quantize import LIBRARIES, checkpoint
 from edgecnn.quantize.candidate import Candidate, Drop, Tools, first
 from edgecnn.quantize.coverage import coverage
@@ -36,6 +36,8 @@ from edgecnn.versions import code_version, install_command, installed_version
 Rung = Callable[[Candidate, Tools], Candidate]
 RUNGS: tuple[RungName, ...] = get_args(RungName)
 _MORE = "give more labelled images, or name the last rung with `recover: {stop_at: …}` (--recover)"
+# What a mistake of ours in a rung raises; not what the machine says (memory, disk, Ctrl-C).
+_FAULTS = (InternalError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def load_rung(name: RungName) -> Rung:
@@ -114,7 +116,8 @@ def climb(
         load: gives a rung's function.
 
     Raises:
-        EdgeError: a budget without a judge; see `first`. A rung's own EdgeError leaves that rung out, and is told.
+        EdgeError: a budget without a judge; see `first`. A rung's own EdgeError, or a fault of ours in it, leaves that
+            rung out, and is told.
     """
     if tools.budget is not None and tools.judge is None:
         raise EdgeError("an accuracy budget needs labelled images", "give labels, or leave the budget out")
@@ -213,6 +216,9 @@ class _Climber:
             if is_full(error, self.tools.folder):
                 raise
             why = f"failed: {error.message}"
+        except _FAULTS as error:  # what stands already is not lost to a fault in a later rung
+            said = str(error).split("\n")[0]
+            why = f"failed by a fault of edgecnn, not of the model: {type(error).__name__}: {said}"
         else:
             step = self._judged(name, given, candidate, before, start)
             self._keep(name, key, candidate, {"step": step.stored()})

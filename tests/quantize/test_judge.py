@@ -125,6 +125,13 @@ def test_labels_that_prove_nothing_are_refused(labels: np.ndarray, words: str) -
     assert words in refused.value.message
 
 
+def test_images_too_few_to_show_any_model_right_refuse_none() -> None:
+    images, labels = colors()
+    few = [int(np.flatnonzero(labels == kind)[0]) for kind in (0, 1)]
+    judge = SelectJudge(as_ir(color_net()), CONTRACT, Selected(Pictures(images[few]), labels[few]), "top1", TENSORRT)
+    assert judge.exact.all()
+
+
 def test_top5_of_three_classes_proves_nothing() -> None:
     with pytest.raises(EdgeError, match="constant answer"):
         SelectJudge(as_ir(color_net()), CONTRACT, selected(), "top5", TENSORRT)

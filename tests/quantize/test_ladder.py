@@ -15,7 +15,7 @@ from climbing import biased, climbed, in_float, loader, names, placed, tools_of
 from quantize_graphs import CPU, TENSORRT
 
 from edgecnn import progress
-from edgecnn.errors import EdgeError
+from edgecnn.errors import EdgeError, InternalError
 from edgecnn.quantize.candidate import Candidate, Drop, Network, Tools
 from edgecnn.quantize.ladder import climb, load_rung
 from edgecnn.quantize.rewrite import Overrides
@@ -218,6 +218,16 @@ def test_a_rung_that_fails_is_left_out_and_told(tmp_path: Path) -> None:
     assert why["equalize"] == "failed: the graph has a loop"
     assert f"needs `torch`, which is not installed: {install_command('train')}" in why["adaround"]
     assert why["qat"] == "there is no torch model behind this ONNX file"
+    assert found.best.rung == "bias"
+
+
+@pytest.mark.parametrize("fault", [KeyError("c.weight"), InternalError("two outputs of one name"), RuntimeError()])
+def test_a_fault_of_ours_in_a_rung_leaves_what_stands(tmp_path: Path, fault: Exception) -> None:
+    def equalize(candidate: Candidate, tools: Tools) -> Candidate:
+        raise fault
+
+    found = climbed(tmp_path, {"ranges": 50, "bias": 20}, equalize=equalize, bias=biased("bias", 0.1))
+    assert found.rungs[1].why.startswith("failed by a fault of edgecnn, not of the model")
     assert found.best.rung == "bias"
 
 

@@ -202,7 +202,7 @@ class _Probes:
         """Measure one grid for one tensor behind its layers and Adds; behind other readers, at the tensor itself."""
         value = self.values[activation.tensor]
         readers = [self.nodes[edge.node] for edge in activation.edges if edge.index == 0 or self._adds(edge)]
-        judged = [node for node in readers if node.op_type in LAYERS or node.op_type == "Add"]
+        judged = [node for node in readers if node.op_type in LAYERS or self._keeps_rank(node, value)]
         for reader in dict.fromkeys(judged) or [None]:
             rank = len((value if reader is None else reader.outputs[0]).shape or ())
             behind = reader.name or "" if reader is not None and reader.op_type in LAYERS else ""
@@ -215,6 +215,10 @@ class _Probes:
                     error = layer.outputs[0]
                 self.known[same] = self._power(error, rank)
             self.terms.append((self.known[same], self._signal(value if reader is None else reader.outputs[0]), key))
+
+    def _keeps_rank(self, node: ir.Node, value: ir.Value) -> bool:
+        """An Add that doesn't give its output more dimensions than the tensor has: channels are one axis of both."""
+        return node.op_type == "Add" and len(node.outputs[0].shape or ()) == len(value.shape or ())
 
     def _adds(self, edge: Edge) -> bool:
         return self.nodes[edge.node].op_type == "Add"

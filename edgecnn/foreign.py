@@ -209,7 +209,7 @@ def _typed_text(record: dict[str, Any]) -> list[str]:
 
 
 def _climb_text(record: dict[str, Any]) -> list[str]:
-    """The ladder as it was climbed, and whether the budget holds; nothing without a budget."""
+    """The ladder as it was climbed, and whether the budget holds; without one a line of its rungs."""
     from edgecnn.report.figures import ladder
     from edgecnn.report.stage_files import QuantizeFile
     from edgecnn.report.wording import ladder_lines

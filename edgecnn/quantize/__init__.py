@@ -36,8 +36,9 @@ def quantize(
 ) -> None:  # fmt: skip
     """Stage: the exported float graph → INT8, calibrated on the first `spec.images` of the calibrate split.
 
-    The recovery ladder is climbed while the drop on the select split misses the promise; a killed climb continues from
-    `out/resume`. `student` and `images` are what the qat rung trains with; the scored split is never read.
+    The rungs of `spec.effort` are climbed, the others while the drop on the select split misses the promise; a killed
+    climb continues from `out/resume`. `student` and `images` are what the qat rung trains with; the scored split is
+    never read.
 
     Args:
         kernels: this CPU's name where its own INT8 kernels will run the graph, '' for the float simulation.
@@ -126,7 +127,7 @@ def quantize_model(
         images: calibration images, uint8 NHWC of the contract's size, or arrays by input name, which the graph takes
             as they are; the first `spec.images` are used.
         contract: what the model's input means; None with arrays, which no budget can be judged on.
-        promise: the accuracy budget, which the ladder is climbed for; None: no budget, ranges alone.
+        promise: the accuracy budget, which the ladder is climbed for; None: the rungs of `spec.effort` alone.
         selected: labelled images that judge it, disjoint from `images`.
         held: further images, on which the outputs are compared at the end, if `images` has too few past
             `spec.images`.

@@ -51,7 +51,6 @@ class World:
 
 
 WORLDS = (
-    World("no rung changes anything true", (1.0, 1.5), 0.0, 0.0),
     World("cleaner is better", (1.5, 2.0), 1.0, 0.0),
     World("cleaner is better, by and large", (1.5, 2.0), 1.0, 0.15),
     World("a hard model", (2.0, 2.5), 6.0, 0.5),
@@ -94,8 +93,11 @@ def detected(random: np.random.Generator, loss: float, base: np.ndarray, noise: 
 
 
 def mean_drop(first: np.ndarray, second: np.ndarray) -> Drop:
-    """Of per-image values, by the paired bootstrap with the judge's resamples and bounds."""
+    """Of per-image values, by the paired bootstrap with the judge's resamples; of many images by what that tends to."""
     count = len(first)
+    if count > 500:
+        point, half = float((first - second).mean()), 1.645 * float((first - second).std()) / count**0.5
+        return Drop(float(first.mean()), float(second.mean()), point - half, point + half, count, None)
     weights = np.random.RandomState(0).multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
     drops = weights @ (first - second)
     lower, upper = np.quantile(drops, (0.05, 0.95))

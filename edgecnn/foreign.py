@@ -16,7 +16,7 @@ from edgecnn.errors import EdgeError
 from edgecnn.foreign_boxes import as_detector, labelled_boxes, share_out_boxes
 from edgecnn.foreign_budget import promise_of, recover_of, share_out, verdict_of
 from edgecnn.foreign_input import fixed, free_sides, image_shapes, told_by_exporter
-from edgecnn.io_contract import InputContract, IoContract, OutputContract, read_contract
+from edgecnn.io_contract import MOST_SIDE, InputContract, IoContract, OutputContract, read_contract
 from edgecnn.needs import check_writable
 from edgecnn.progress import current
 from edgecnn.quantize import check_onnx, check_readable, quantize_model
@@ -378,8 +378,15 @@ def _size(told: dict[str, str], sides: list[int | None], model: str) -> tuple[in
     """(height, width): told as `224` or `480x640`, or the graph's own; a contradiction is an error."""
     given: tuple[int, int] | None = None
     if "size" in told:
-        parts = [int(part) for part in told["size"].lower().split("x")]
-        given = (parts[0], parts[-1])
+        parts = told["size"].lower().split("x")
+        if len(parts) > 2 or not all(
+            part.isdecimal() and len(part) < 6 and 0 < int(part) <= MOST_SIDE for part in parts
+        ):
+            raise EdgeError(
+                f"--input: `size={told['size']}` is not a size in pixels",
+                f"write one side, `size=224`, or height and width, `size=480x640`; a side has at most {MOST_SIDE:,}",
+            )
+        given = (int(parts[0]), int(parts[-1]))
     if given is None and None in sides:
         raise EdgeError(f"`{model}` takes any image size, so one must be told", "for example --input size=224")
     if given is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecnn.errors import EdgeError
+from edgecnn.io_contract import MOST_SIDE
 
 if TYPE_CHECKING:
     import onnx
@@ -19,7 +20,7 @@ _LONGEST = 200  # characters of a size in metadata
 def told_by_exporter(model: Path) -> dict[str, str]:
     """What the metadata of an Ultralytics export tell, as `--input` would: RGB in 0..1, its size, how images fit.
 
-    Empty for other files. A size that isn't one number or a pair is left out.
+    Empty for other files. A size that isn't one possible side or a pair of them is left out.
     """
     found = {prop.key: prop.value for prop in _read(model).metadata_props}
     if not found.keys() >= _ULTRALYTICS:
@@ -35,7 +36,11 @@ def told_by_exporter(model: Path) -> dict[str, str]:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return told
     sides = [size] if isinstance(size, int) else size
-    if isinstance(sides, (list, tuple)) and len(sides) in (1, 2) and all(type(side) is int for side in sides):
+    if (
+        isinstance(sides, (list, tuple))
+        and len(sides) in (1, 2)
+        and all(type(side) is int and 0 < side <= MOST_SIDE for side in sides)
+    ):
         told["size"] = "x".join(str(side) for side in sides)
     return told
 

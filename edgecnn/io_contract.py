@@ -7,13 +7,17 @@ of size, layout, colour or normalization cannot happen downstream.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import Normalization, SuppressSpec, Task
 from edgecnn.spec import Spec
 
 KEY = "edgecnn.io"
+MOST_SIDE = 2**14  # pixels
+Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
 
 
 class InputContract(Spec):
@@ -23,7 +27,7 @@ class InputContract(Spec):
     layout: Literal["NHWC", "NCHW"]
     dtype: Literal["uint8", "float32"]
     range: tuple[float, float]
-    size: tuple[int, int]
+    size: tuple[Side, Side]
     channels: Literal[1, 3]
     color: Literal["rgb", "bgr", "gray"]
     fit: Literal["crop", "stretch", "letterbox"]

@@ -57,7 +57,7 @@ def _read(path: Path) -> onnx.ModelProto:
         raise EdgeError(f"`{path}` holds no graph", "export the model again")
     _free_sizes(model)
     check_tensors(model, path)
-    check_windows(_nodes(model.graph), path)
+    check_windows(_nodes(model), path)
     return model
 
 
@@ -117,12 +117,18 @@ def _sizes(dims: list[int]) -> str:
     return " x ".join(str(dim) if dim > 0 else "?" for dim in dims) or "one number"
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of subgraphs and local functions too."""
+    for part in (model.graph, *model.functions):
+        yield from _nodes_in(part)
+
+
+def _nodes_in(part: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    for node in part.node:
         yield node
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _nodes(inner)
+                yield from _nodes_in(inner)
 
 
 def _opset(model: onnx.ModelProto, path: Path) -> None:
@@ -140,7 +146,7 @@ def _opset(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _not_quantized(model: onnx.ModelProto, path: Path) -> None:
-    for node in _nodes(model.graph):
+    for node in _nodes(model):
         if node.op_type in _QUANTIZED_OPS:
             raise EdgeError(
                 f"`{path}` is already quantized: node `{node.name}` is a {node.op_type}",
@@ -175,15 +181,28 @@ def inferred_values(model: onnx.ModelProto, *, declared: bool = True) -> onnx.Gr
 
 def _turns(model: onnx.ModelProto, path: Path) -> None:
     """A Loop ends while somebody waits for it."""
-    told = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT64}
-    told |= {node.output[0]: a.t for node in _nodes(model.graph) for a in node.attribute if node.op_type == "Constant"}
-    for node in _nodes(model.graph):
-        if node.op_type != "Loop" or not node.input or node.input[0] not in told:
-            continue
-        turns = onnx.numpy_helper.to_array(told[node.input[0]])
-        if turns.size == 1 and int(turns.reshape(-1)[0]) > MOST_TURNS:
+    nodes = list(_nodes(model))
+    loops = [node for node in nodes if node.op_type == "Loop" and node.input]
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    turns: dict[str, int] = {}
+    for node in nodes if loops else []:
+        for attribute in node.attribute if node.op_type == "Constant" and node.output else []:
+            match attribute.name:
+                case "value":
+                    tensors[node.output[0]] = attribute.t
+                case "value_int":
+                    turns[node.output[0]] = attribute.i
+                case "value_ints" if len(attribute.ints) == 1:
+                    turns[node.output[0]] = attribute.ints[0]
+                case _:
+                    pass
+    for loop in loops:
+        tensor = tensors.get(loop.input[0])
+        if tensor is not None and tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) == 1:
+            turns[loop.input[0]] = int(onnx.numpy_helper.to_array(tensor, str(path.parent)).reshape(-1)[0])
+        if (count := turns.get(loop.input[0], 0)) > MOST_TURNS:
             raise EdgeError(
-                f"Loop `{node.name}` of `{path}` runs {int(turns.reshape(-1)[0]):,} times, more than {MOST_TURNS:,}",
+                f"Loop `{loop.name}` of `{path}` runs {count:,} times, more than {MOST_TURNS:,}",
                 "export the model without that loop",
             )
 

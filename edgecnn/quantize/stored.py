@@ -9,9 +9,9 @@ from pathlib import Path
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from edgecnn.errors import EdgeError
+from edgecnn.io_contract import MOST_SIDE
 
 MOST_ELEMENTS = 2**28  # of one tensor, for one image: 1 GiB as float32
-MOST_SIDE = 2**14  # pixels
 _WINDOWS = frozenset({"pads", "kernel_shape", "dilations", "strides", "output_padding"})
 _AGAIN = "export the model again"
 _BITS = {
@@ -107,7 +107,7 @@ def check_windows(nodes: Iterable[NodeProto], path: Path) -> None:
         for attribute in node.attribute:
             most = max(map(abs, attribute.ints), default=0) if attribute.name in _WINDOWS else 0
             if most > MOST_SIDE:
-                label = f"node `{node.name or node.output[0]}` ({node.op_type}) of `{path}`"
+                label = f"node `{node.name or next(iter(node.output), '')}` ({node.op_type}) of `{path}`"
                 raise EdgeError(f"{label} has the `{attribute.name}` {most:,}, more than {MOST_SIDE:,}", _AGAIN)
 
 

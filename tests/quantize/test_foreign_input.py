@@ -45,11 +45,21 @@ def test_what_is_told_comes_before_metadata(tmp_path: Path) -> None:
     assert (contract.input.fit, contract.input.range, contract.input.size) == ("stretch", (0.0, 255.0), (64, 64))
 
 
-@pytest.mark.parametrize("size", ["__import__('os')", "[" * 500, "[1.5, 2]", "['a']", "[True, 2]", ""])
+@pytest.mark.parametrize(
+    "size", ["__import__('os')", "[" * 500, "[1.5, 2]", "['a']", "[True, 2]", "", "0", "-1", "[32, 99999999]"]
+)
 def test_nonsense_in_metadata_is_no_size(size: str, tmp_path: Path) -> None:
     model = of_any_size(tmp_path / "m.onnx", **{**ULTRALYTICS, "imgsz": size})
     with pytest.raises(EdgeError, match="takes any image size, so one must be told"):
         contract_of(model, "")
+
+
+@pytest.mark.parametrize("size", ["", "a", "0", "-3", "²", "1x2x3", "224x", "99999", "9" * 5000])
+def test_a_typed_size_is_a_size(size: str, tmp_path: Path) -> None:
+    model = of_any_size(tmp_path / "m.onnx")
+    for read in (lambda text: of_told_size(model, text, tmp_path / "sized"), lambda text: contract_of(model, text)):
+        with pytest.raises(EdgeError, match="is not a size in pixels"):
+            read(f"range=1,size={size}")
 
 
 def test_a_told_size_decides_for_tensorrt_and_leaves_the_cpu_free(tmp_path: Path) -> None:

@@ -169,6 +169,26 @@ def test_one_of_each_kind(name: str, tmp_path: Path) -> None:
     assert refused.value.hint
 
 
+@pytest.mark.parametrize("form", ["value", "value_int", "value_ints", "outside"])
+def test_the_turns_of_a_loop_are_read_in_every_form(form: str, tmp_path: Path) -> None:
+    def saved(turns: int) -> Path:
+        made = ZOO["Loop"]()
+        number = made.weights.pop("turns") * 0 + turns
+        given = {"value": numpy_helper.from_array(number), "value_int": turns, "value_ints": [turns]}
+        if form == "outside":
+            made.weights["turns"] = number
+        else:
+            made.nodes.insert(0, N("Constant", [], ["turns"], **{form: given[form]}))
+        path = made.save(tmp_path / "m.onnx")
+        if form == "outside":
+            onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{turns}.bin", size_threshold=0)
+        return path
+
+    canonical(saved(2))
+    with pytest.raises(EdgeError, match=r"Loop `loop` .* runs 10,001 times"):
+        check_onnx(saved(10_001))
+
+
 def test_branches_within_branches(tmp_path: Path) -> None:
     """Twenty levels, each decided: what is left is one operator."""
     left = canonical(deep(tmp_path))

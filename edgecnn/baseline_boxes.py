@@ -17,6 +17,7 @@ from edgecnn.report.wording import metric_text
 Outcomes = dict[str, NDArray[Any]]
 TRUTH = ("offsets", "boxes", "classes", "crowd", "sizes")
 FOUND = ("offsets", "boxes", "scores", "classes")
+MOST_CLASSES = 100_000  # matches are counted for each class up to the highest
 NEEDED = (*(f"truth_{key}" for key in TRUTH), *(f"int8_{key}" for key in FOUND))
 
 
@@ -41,11 +42,15 @@ def fault(outcomes: Outcomes) -> str:
         whole = offsets.shape == (images + 1,) and images > 0 and offsets[0] == 0 and offsets[-1] == rows
         if not whole or (np.diff(offsets) < 0).any() or outcomes[f"{prefix}_boxes"].shape != (rows, 4):
             return "its boxes are not of these images"
-        if any(len(outcomes[f"{prefix}_{key}"]) != rows for key in keys if key not in ("offsets", "sizes")):
+        if any(outcomes[f"{prefix}_{key}"].shape != (rows,) for key in keys if key in ("scores", "classes", "crowd")):
             return "its boxes are not of these images"
+        if offsets.dtype.kind not in "iu":
+            return "its offsets are not whole numbers"
         kinds = outcomes[f"{prefix}_classes"]
-        if kinds.dtype.kind not in "iu" or (kinds < 0).any():
+        if kinds.dtype.kind not in "iu" or not ((kinds >= 0) & (kinds < MOST_CLASSES)).all():
             return "its classes are not class numbers"
+    if outcomes["truth_crowd"].dtype != bool or outcomes["truth_sizes"].shape != (images, 2):
+        return "its boxes are not of these images"
     return ""
 
 

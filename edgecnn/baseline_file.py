@@ -15,7 +15,6 @@ import hashlib
 import io
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from edgecnn.baseline_boxes import fault, is_detector
+from edgecnn.data.archives import DAMAGED
 from edgecnn.errors import EdgeError
 from edgecnn.report import Report, parse_report, write_atomically
 from edgecnn.report.evidence import outcomes_bytes
@@ -36,7 +36,6 @@ CLASSES = ("label", "int8_predicted")
 LIMITS = {"baseline.json": 1 << 20, "report.json": 64 << 20, "outcomes.npz": 1 << 30}  # bytes
 MODEL_LIMIT = 8 << 30
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold: equal contents are equal bytes
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, ValueError)
 
 Outcomes = dict[str, NDArray[Any]]
 
@@ -170,6 +169,6 @@ def read_outcomes(content: bytes, where: str) -> Outcomes:
             raise ValueError("its outcomes are not 1 for right and 0 for wrong")
         if any(outcomes[name].dtype.kind not in "iu" or (outcomes[name] < 0).any() for name in CLASSES):
             raise ValueError("its labels and answers are not class numbers")
-    except DAMAGED as error:
+    except (*DAMAGED, OSError) as error:
         raise EdgeError(f"`{where}` holds no per-image outcomes: {error}", "build the run again") from error
     return outcomes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from evidence_folders import CPU, HERE, Recorded, evidence, recipe, recorded_pairs
 
 from edgecnn.baseline import check, update
-from edgecnn.baseline_file import read_baseline
+from edgecnn.baseline_file import read_baseline, read_outcomes
 from edgecnn.errors import EdgeError
 from edgecnn.gate import judge
 from edgecnn.report import read_report, write_report
@@ -307,6 +308,56 @@ def test_outcomes_that_are_none_are_refused(run, stored, content):
     (run / "outcomes.npz").write_bytes(content)
     with pytest.raises(EdgeError, match=r"outcomes\.npz` holds no per-image outcomes"):
         check(run, stored)
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_members_of_any_packing_are_refused(packed):
+    arrays = {"label": np.arange(50) % 3, "int8_outcome": np.ones(50), "int8_predicted": np.arange(50) % 3}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", packed) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array)
+            archive.writestr(f"{name}.npy", member.getvalue())
+    whole = buffer.getvalue()
+    assert set(read_outcomes(whole, "a")) == set(arrays)
+    for place in range(40, 160, 3):
+        with contextlib.suppress(EdgeError):
+            read_outcomes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :], "a")
+
+
+@pytest.mark.parametrize("header", ["{'descr': '<f8', 'shape': (3,)", "{[]: 1}", "(" * 99])
+def test_headers_that_are_none_are_refused(header):
+    text = header.encode().ljust(117) + b"\n"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("label.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(EdgeError, match="holds no per-image outcomes"):
+        read_outcomes(buffer.getvalue(), "a")
+
+
+BOXES = {
+    "truth_offsets": np.arange(3), "truth_boxes": np.ones((2, 4)), "truth_classes": np.arange(2),
+    "truth_crowd": np.zeros(2, bool), "truth_sizes": np.full((2, 2), 9), "int8_offsets": np.arange(3),
+    "int8_boxes": np.ones((2, 4)), "int8_scores": np.ones(2), "int8_classes": np.arange(2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {}, {"truth_classes": np.array(3)}, {"truth_sizes": np.array(3)}, {"truth_offsets": np.arange(3.0)},
+        {"int8_scores": np.ones((2, 2))}, {"truth_crowd": np.full(2, 1e308)}, {"truth_sizes": np.ones(2)},
+        {"int8_classes": np.array([0, 2**62])},
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_boxes_are_refused(wrong):
+    content = _npz(**{**BOXES, **wrong})
+    if not wrong:
+        assert set(read_outcomes(content, "a")) == set(BOXES)
+        return
+    with pytest.raises(EdgeError, match="holds no per-image outcomes"):
+        read_outcomes(content, "a")
 
 
 def test_a_baseline_of_a_newer_schema_is_refused(run, stored):

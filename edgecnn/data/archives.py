@@ -6,6 +6,7 @@ import lzma
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from edgecnn.errors import EdgeError
 
 # Whatever zipfile, zlib and numpy make of damaged or encrypted members.
 DAMAGED = (
-    ValueError, EOFError, KeyError, SyntaxError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
-    RuntimeError, MemoryError, OverflowError, TypeError,
+    ValueError, EOFError, KeyError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, RuntimeError, MemoryError, OverflowError, TypeError,
 )  # fmt: skip
 MOST_CLASSES = 1_000_000
 LOCAL_HEADER_BYTES = 30  # PKWARE APPNOTE 4.3.7: fixed part of a zip member's local header
@@ -196,7 +197,7 @@ def read_array(path: Path, key: str) -> NDArray[Any]:
                 _header(file, member.file_size)
             with archive.open(member) as file:
                 return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-    except DAMAGED as error:
+    except (*DAMAGED, OSError) as error:  # bz2 says OSError to what it cannot unpack
         raise EdgeError(
             f"array `{key}` in `{path}` cannot be read: {error}", "write it with numpy.savez, without Python objects"
         ) from error

@@ -7,6 +7,7 @@ class that a file may name is given to it as a `Record`, which has none of the c
 from __future__ import annotations
 
 import contextlib
+import mmap
 import pickle
 import re
 import zipfile
@@ -24,6 +25,8 @@ BESIDE = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|pathlib\.\w+|pathlib\._local\.\w+|datetime\.\w+"
     r"|numpy\.(dtype|ndarray|dtypes\.\w+|(_core|core)\.multiarray\.(scalar|_reconstruct))"
 )
+# Of torch's own closed list, what fills the memory by a number alone. No trainer saves one.
+FILLS = re.compile(rb"c(?:builtins|__builtin__)\nbytearray\n")
 DEEPEST, MOST = 64, 100_000  # levels and modules of a network; a file may nest its modules in a circle
 
 
@@ -56,9 +59,9 @@ def read_torch(path: Path, whole: re.Pattern[str] | None, *, trusted: bool) -> A
         EdgeError: not readable, or it asks for anything else, which is named.
     """
     try:
-        _refuse_swollen(path)
         if trusted:
             return torch.load(path, map_location="cpu", weights_only=False)
+        _refuse_swollen(path)
         with _only_records(_asked(path), whole):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -82,16 +85,32 @@ def read_torch(path: Path, whole: re.Pattern[str] | None, *, trusted: bool) -> A
 
 
 def _refuse_swollen(path: Path) -> None:
-    """torch.save never packs, TorchScript only its code: much larger records would only fill the memory."""
+    """Refuse what would only fill the memory: records much larger than the file, as torch.save never packs, bytearrays.
+
+    Raises:
+        EdgeError: it holds either.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
-        if claimed > 2 * path.stat().st_size + (1 << 20):
+            bounded = claimed <= 2 * path.stat().st_size + (1 << 20)
+            pickles = [archive.read(one) for one in archive.infolist() if bounded and one.filename.endswith(".pkl")]
+        if not bounded:
             raise EdgeError(
                 f"`{path}` is not a readable torch file: its records would take {claimed:,} bytes, "
                 f"the file has {path.stat().st_size:,}",
                 "fetch or save it again",
             )
+        asked = any(FILLS.search(one) for one in pickles)
+    elif path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            asked = FILLS.search(content) is not None
+    else:
+        asked = False
+    if asked:
+        raise EdgeError(
+            f"`{path}` holds more than weights: it asks for `bytearray`", "save its state dict: torch.save(…)"
+        )
 
 
 def _asked(path: Path) -> list[str]:

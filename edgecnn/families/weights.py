@@ -158,6 +158,9 @@ def fit_state(net: nn.Module, state: State, source: str, *, new_head: bool) -> N
         EdgeError: anything else that doesn't fit; the first keys are named.
     """
     own = net.state_dict()
+    for name, value in state.items():
+        if value.is_nested:
+            raise EdgeError(f"`{name}` of the weights {source} is a nested tensor", "save plain tensors")
     state = {name: value for name, value in state.items() if name in own or not name.endswith("num_batches_tracked")}
     first, head = _first_convolution(net), head_of(net)
     stem = f"{first}.weight"

@@ -196,6 +196,19 @@ def test_packed_records_that_would_fill_the_memory_are_refused(tmp_path: Path) -
         read_weights(tmp_path / "small.pt")
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_number_that_would_fill_the_memory_is_refused(tmp_path: Path, whole: bool) -> None:
+    asking = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + (3 << 30).to_bytes(5, "little") + b"\x85R."
+    path = tmp_path / "w.pt"
+    path.write_bytes(asking)
+    if whole:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w/data.pkl", asking)
+            archive.writestr("w/version", "3\n")
+    with pytest.raises(EdgeError, match="asks for `bytearray`"):
+        read_weights(path)
+
+
 # --- which weights of a file ---
 
 RAW, MEAN = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(1)}, {"a.weight": torch.ones(2), "a.bias": torch.ones(1)}

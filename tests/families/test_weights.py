@@ -152,6 +152,7 @@ def test_half_precision_and_missing_counters_are_taken() -> None:
         (lambda weight: weight.to_sparse(), "not a plain array"),
         (lambda weight: weight.to("meta"), "not a plain array"),
         (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "not a plain array"),
+        (lambda weight: torch.nested.nested_tensor([weight[0], weight[1]]), "is a nested tensor"),
     ],
 )
 def test_tensors_that_are_no_weights_are_refused(

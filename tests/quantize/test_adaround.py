@@ -152,6 +152,25 @@ def test_an_operator_without_a_torch_function_leaves_single_layers(tmp_path: Pat
     assert unseen(better, tools) > unseen(candidate, tools)
 
 
+@pytest.mark.parametrize("end", ["turned", "one number an image"])
+def test_an_output_without_the_images_in_front(end: str, tmp_path: Path) -> None:
+    """The blocks before it are learned; what ends in it is not."""
+    net = Net(3)
+    x = "image"
+    for number in range(5):
+        x = net.op("Relu", net.conv(x, 8, 8 if number else 3, name=f"layer{number}"))
+    if end == "turned":
+        path = net.save(tmp_path / "float.onnx", net.op("Transpose", x, perm=[1, 0, 2, 3]), rank=4)
+    else:
+        axes = net.constant("axes", np.array([1, 2, 3]))
+        path = net.save(tmp_path / "float.onnx", net.op("ReduceMean", x, axes, keepdims=0), rank=1)
+    tools, candidate = begun(path, FOUR_BITS, tmp_path, images=16)
+    better = adaround(candidate, tools, SHORT)
+    assert better.notes[-1].startswith("adaround: ")
+    assert better.rungs == (NAME,)
+    assert "layer0.weight" in better.overrides.weights
+
+
 def test_one_image_is_too_few(tmp_path: Path) -> None:
     tools, candidate = begun(residual_net(tmp_path / "float.onnx"), TENSORRT, tmp_path, images=1)
     same = adaround(candidate, tools)

@@ -154,7 +154,14 @@ class _Climb:
         whole = not blocks.too_many_layers(block) and not any(onnx_torch.unmapped(nodes[name]) for name in block.nodes)
         singles = [unit for unit in blocks.single_layers(block, self.graph)
                    if not onnx_torch.unmapped(nodes[unit.nodes[0]])]  # fmt: skip
-        return ([block] if block.layers else []) if whole else singles
+        if whole and self._by_image(block):
+            return [block] if block.layers else []
+        return [unit for unit in singles if self._by_image(unit)]
+
+    def _by_image(self, unit: Block) -> bool:
+        """Whether all that it reads and answers has the images in front: an output may have them elsewhere, or none."""
+        shapes = [self.graph.shapes.get(name, ()) for name in (*unit.inputs, *unit.outputs)]
+        return all(len(shape) > 1 and shape[0] == self.batch for shape in shapes)
 
     def _learn(self, number: int, block: Block, unit: Block) -> None:
         from edgecnn.quantize.learned.learn import learn

@@ -86,7 +86,7 @@ def noise(tensors: list[Tensor], logs: np.ndarray) -> tuple[float, np.ndarray]:
             if reader.largest is not None and reader.power is not None:
                 total += _rounding(reader, scales, slope)
         total += step * behind
-        np.add.at(slope, tensor.group, 2.0 * step * behind * shares / shares.sum())
+        np.add.at(slope, tensor.group, 2.0 * step * behind * shares / max(float(shares.sum()), 1e-30))
     return max(total, 1e-300), slope
 
 

@@ -64,7 +64,9 @@ def spreads(feeder: Feeder, graph: Graph, tensors: list[str], sample: list[int])
     result = {}
     for tensor, rows in found.items():
         high, low, mean, squares = (np.stack(part) for part in zip(*rows, strict=True))
-        count = math.prod(n for axis, n in enumerate(graph.shapes[tensor]) if axis != 1)
+        count = max(
+            math.prod(n for axis, n in enumerate(graph.shapes[tensor]) if axis != 1), 1
+        )  # an output may be empty
         usual = np.maximum(high, -low).mean(axis=0)
         result[tensor] = Spread(
             low.min(axis=0), high.max(axis=0), usual, mean.mean(axis=0), squares.mean(axis=0) / count

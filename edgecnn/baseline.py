@@ -68,7 +68,7 @@ def check(
         time_files: times (baseline model, candidate model) alternately; None where nothing can be timed here.
 
     Raises:
-        EdgeError: bad tolerance, a run folder that lacks a file, a file that is no baseline.
+        EdgeError: bad tolerance, a run folder that lacks a file, a file that is not a baseline.
     """
     if not 0.0 <= max_regression < 0.5:
         raise EdgeError(

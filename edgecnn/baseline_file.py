@@ -100,7 +100,7 @@ def read_baseline(file: Path) -> Baseline:
     """Read and check a baseline file.
 
     Raises:
-        EdgeError: it can't be read, is damaged, or is no baseline.
+        EdgeError: it can't be read, is damaged, or is not a baseline.
     """
     hint = "make it again: `edgecnn check RUN --baseline FILE --update`"
     try:

@@ -161,7 +161,7 @@ def schema() -> None:
 @app.command()
 def init(
     path: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="Where to write the recipe.")] = None,
-    task: Annotated[str | None, typer.Option(help="classify or detect.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task: classify or detect.")] = None,
     data: Annotated[str | None, typer.Option(help="Folder, table, .npz, data.yaml, COCO JSON, or `digits`.")] = None,
     device: Annotated[str | None, typer.Option(help="A name from `edgecnn devices list`.")] = None,
 ) -> None:
@@ -240,7 +240,10 @@ def report(
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
     data: Annotated[
-        Path, typer.Option(help="Images: folder, label table, .npz; a detector's data.yaml; arrays: .npz by input.")
+        Path,
+        typer.Option(
+            help="Images (folder, label table, .npz), a detector's data.yaml or COCO JSON, or an .npz of arrays."
+        ),
     ],
     device: DeviceGiven,
     images: Images = None,
@@ -252,16 +255,16 @@ def quantize(
         float | None,
         typer.Option(
             callback=finite,
-            help="Accuracy budget, as 0.01 for one point: labelled images beside the calibration ones judge.",
+            help="Accuracy budget: 0.01 is one point. Labelled images that do not calibrate judge it.",
         ),
     ] = None,
     recover: Annotated[
-        str, typer.Option(metavar="auto|off|RUNG", help="The last recovery rung: off stops at calibrated ranges.")
+        str, typer.Option(metavar="auto|off|RUNG", help="The last recovery rung; off stops at calibrated ranges.")
     ] = "auto",
     effort: Annotated[EffortName, typer.Option(help="How long the rungs that need no labels may take.")] = "balanced",
-    select_images: Annotated[int | None, typer.Option(min=1, help="At most so many images judge the budget.")] = None,
+    select_images: Annotated[int | None, typer.Option(min=1, help="The most images that judge the budget.")] = None,
     decode: Annotated[
-        str, typer.Option(help="A detector's output: yolox, yolox-pixels or yolov8; else found by its shape.")
+        str, typer.Option(help="A detector's output: yolox, yolox-pixels or yolov8. Left out: found by its shape.")
     ] = "",
     strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -285,7 +288,7 @@ app.command()(bench)
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what is installed, which devices it can serve, what is missing and the command that mends it."""
+    """Say what is installed, which devices it can serve, and what command installs the rest."""
     from edgecnn.commands import doctor_findings
 
     document, text = doctor_findings()
@@ -294,7 +297,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def clean(
-    max_gb: Annotated[float, typer.Option(min=0.0, callback=finite, help="Keep what was used last up to it.")] = 20.0,
+    max_gb: Annotated[float, typer.Option(min=0.0, callback=finite, help="GB to keep, of what was used last.")] = 20.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Drop nothing; show what would go, and how much.")] = False,
     as_json: AsJson = False,
 ) -> None:

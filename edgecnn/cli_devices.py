@@ -63,7 +63,7 @@ def devices_probe(
 @devices.command("clean")
 def devices_clean(
     host: Hosts = [],  # noqa: B006
-    max_gb: Annotated[float, typer.Option(min=0.0, callback=finite, help="Keep what was used last up to it.")] = 0.0,
+    max_gb: Annotated[float, typer.Option(min=0.0, callback=finite, help="GB to keep, of what was used last.")] = 0.0,
     link: Links = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:

@@ -24,7 +24,7 @@ InputText = Annotated[
 ]
 Images = Annotated[
     int | None,
-    typer.Option(min=1, help="How many calibration images; left out, up to 256, or as many as there are."),
+    typer.Option(min=1, help="Number of calibration images. Left out: up to 256 of those there are."),
 ]
 Sets = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.epochs=3. Repeatable.")
@@ -49,7 +49,8 @@ Links = Annotated[
     typer.Option("--link", metavar="NAME=SECONDS", help="A time limit of the link, as connect_s=10. Repeatable."),
 ]
 PowerMode = Annotated[
-    str | None, typer.Option("--power-mode", help="Of the board while it is timed, as nvpmodel names it; restored.")
+    str | None,
+    typer.Option("--power-mode", help="Power mode of the board while it is timed, by nvpmodel's name; restored."),
 ]
 LockClocks = Annotated[
     bool, typer.Option("--lock-clocks", help="Lock the board's clocks (jetson_clocks) while it is timed; restored.")

@@ -1,4 +1,4 @@
-"""What is here, what each device needs, and the command that mends what is missing. Loads no engine and no torch."""
+"""What is here, what each device needs, and the command that installs what is missing. Loads no engine and no torch."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def feeds_of(model: Path, data: Path) -> NamedArrays | None:
     `images` or `blob`.
 
     Raises:
-        EdgeError: several inputs, and `data` is no .npz.
+        EdgeError: several inputs, and `data` is not an .npz.
     """
     import onnx
 
@@ -248,7 +248,7 @@ def feeds_of(model: Path, data: Path) -> NamedArrays | None:
     inputs = [value.name for value in graph.input if value.name not in weights]
     if len(inputs) > 1 and data.suffix != ".npz":
         raise EdgeError(
-            f"`{model}` has {len(inputs)} inputs ({', '.join(inputs)}), and `{data}` is no .npz file",
+            f"`{model}` has {len(inputs)} inputs ({', '.join(inputs)}), and `{data}` is not an .npz file",
             "give --data an .npz with one array per input, samples first: numpy.savez(path, **{name: array})",
         )
     if data.suffix != ".npz" or not data.is_file():

@@ -29,7 +29,7 @@ from edgecnn.recipe_file import nearest_hint
 if TYPE_CHECKING:
     from edgecnn.quantize.judge_boxes import SelectedBoxes
 
-MEND = "correct these labels, or take their images out of the dataset"
+FIX = "correct these labels, or take their images out of the dataset"
 FORMATS = {".yaml": "yolo", ".yml": "yolo", ".json": "coco"}
 
 
@@ -53,9 +53,9 @@ def labelled_boxes(data: Path, *, judged: bool = True) -> tuple[Annotated, str] 
         found, _ = annotated(spec)
     except EdgeError as error:
         if "skip_corrupt" in error.hint:  # a recipe's key
-            raise EdgeError(error.message, MEND) from error
+            raise EdgeError(error.message, FIX) from error
         raise
-    return found, MEND
+    return found, FIX
 
 
 def as_detector(model: Path, contract: IoContract, classes: tuple[str, ...], decoder: str) -> IoContract:

@@ -168,7 +168,7 @@ def paired_bootstrap(
 ) -> Bounds:
     """Drop metric(first) - metric(second) with bounds, by resampling the images of both models together.
 
-    For metrics that are no mean over images (mAP, mIoU): `metric(outcomes, weights)` evaluates one model's per-image
+    For metrics that are not a mean over images (mAP, mIoU): `metric(outcomes, weights)` evaluates one model's per-image
     outcomes with image i counted weights[i] times (int64, (images,)); all ones is the plain metric. Percentile
     bounds, each at `confidence` by itself; 97.5 % offsets the slight under-coverage of the percentile bootstrap.
     """
@@ -249,8 +249,9 @@ def decibel(signal: float, noise: float) -> float:
 def powers(want: NDArray[Any], got: NDArray[Any]) -> tuple[Floats, Floats]:
     """Sums of squares (N,) of an output (N, …) and of its error, image by image.
 
-    Nothing of what is no number to compare: indices, truths, places where float itself is not finite. An output of
-    another shape (kept boxes) counts as lost; a value that is not finite in `got` alone as endless noise.
+    Zeros for what is not compared as a number (indices, truth values); places where float itself is not finite are left
+    out. An output of another shape (kept boxes) counts as lost; a value that is not finite in `got` alone as endless
+    noise.
     """
     if want.dtype.kind != "f":
         return np.zeros(len(want)), np.zeros(len(want))

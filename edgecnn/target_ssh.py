@@ -241,8 +241,9 @@ def _time(board: Board, profile: DeviceProfile, job: Json, files: tuple[Path, Pa
         if f"first_{kind}_ms" in pairs
     }
     if answer.get("restored") is False:
-        mended = "the next job there restores them"
-        progress.current().note(f"{board.host}: its power mode or clocks are not restored yet: {mended}")
+        progress.current().note(
+            f"{board.host}: its power mode or clocks are not restored yet: the next job there restores them"
+        )
     return PairTimes(pairs["first_ms"], pairs["second_ms"], {**answer["conditions"], **sides})
 
 

@@ -218,10 +218,10 @@ class _Parsed:
                     return {"true": True, "false": False}[text.lower()]
                 case "int":
                     return self._whole(text)
-                case "float" if math.isfinite(
-                    number := float(text)
-                ):  # `.inf` and `.nan` are no numbers to Python either
-                    return number
+                case "float":
+                    number = float(text)  # refuses `.inf` and `.nan`, as Python writes them otherwise
+                    if math.isfinite(number):
+                        return number
         except UnicodeEncodeError:
             raise self._error(node.start_mark, f"{_dotted(loc)} is not text: it holds half of a character") from None
         except (ValueError, KeyError):

@@ -33,7 +33,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
         ("old", "`old.onnx` has opset 9 of ai.onnx; edgecnn takes 11 to 23", "export with opset 19"),
         ("new", "`new.onnx` has opset 25 of ai.onnx; edgecnn takes 11 to 23", "export with opset 19"),
         ("no-rank", "input `x` of `no-rank.onnx` has no rank", "export with a shape for every input"),
-        ("lost", "node `conv` (Conv) of `lost.onnx` reads `lost`, which is no input", "its initializer was lost"),
+        ("lost", "node `conv` (Conv) of `lost.onnx` reads `lost`, which is not an input", "its initializer was lost"),
         ("cycle", "has a cycle: `turn` (Transpose) → `conv` (Conv) → `cast` (Cast) → `turn`", "from its inputs to"),
         ("apart", "keeps the weights `w` in the file `apart.bin`, which is missing", "put `apart.bin` beside"),
     ],
@@ -49,7 +49,7 @@ def test_graphs(desk: Desk, model: str, says: str, hint: str) -> None:
         ("good", "floats", "`images` in `floats.npz` is float32, not uint8", "store pixel values 0 to 255 as uint8"),
         ("good", "planes", "`images` in `planes.npz` has shape (20, 3, 8, 8)", "it looks like NCHW"),
         ("two", "images", "`images.npz` has no array `x`, which the graph takes", "`x` uint8 (*, 8, 8, 3), `numbers`"),
-        ("two", "nan", "array `numbers` of `nan.npz` holds NaN or infinity in sample 7", "mend the file"),
+        ("two", "nan", "array `numbers` of `nan.npz` holds NaN or infinity in sample 7", "correct the file"),
     ],
 )
 def test_arrays(desk: Desk, model: str, data: str, says: str, hint: str) -> None:
@@ -59,7 +59,10 @@ def test_arrays(desk: Desk, model: str, data: str, says: str, hint: str) -> None
 
 def test_several_inputs_take_an_npz_with_an_array_for_each(desk: Desk, tmp_path: Path) -> None:
     quantize = ("quantize", "two.onnx", "--device", "cpu-x86", "--images", "8", "--out", str(tmp_path / "out"))
-    says, hint = "`two.onnx` has 2 inputs (x, numbers), and `ok` is no .npz file", "one array per input, samples first"
+    says, hint = (
+        "`two.onnx` has 2 inputs (x, numbers), and `ok` is not an .npz file",
+        "one array per input, samples first",
+    )
     desk.refused(*quantize, "--data", "ok", says=says, hint=hint)
     done = desk(*quantize, "--data", "feeds.npz")
     assert done.returncode == 0, done.stderr

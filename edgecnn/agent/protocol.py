@@ -71,7 +71,7 @@ class Cache:
     def job(self, name: str) -> Path:
         """The folder of one job."""
         if not JOB_ID.fullmatch(name):
-            raise Refusal("refused", f"`{name}` is no job id")
+            raise Refusal("refused", f"`{name}` is not a job id")
         return self.root / "jobs" / name
 
     def file(self, digest: object) -> Path:

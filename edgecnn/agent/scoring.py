@@ -57,7 +57,7 @@ def open_shards(paths: Sequence[Path], first: int) -> Shards:
     """Map shards as `data.write_shards` wrote them.
 
     Raises:
-        Refusal: one is no array of images.
+        Refusal: one is not an array of images.
     """
     arrays = []
     for path in paths:

@@ -39,7 +39,7 @@ class LinkLimits:
         """The limits of the environment.
 
         Raises:
-            EdgeError: a variable is no number above 0.
+            EdgeError: a variable is not a number above 0.
         """
         given = {}
         for field in fields(cls):

@@ -44,7 +44,7 @@ class Address:
         """Take the text apart.
 
         Raises:
-            EdgeError: it is no such name.
+            EdgeError: it is not such a name.
         """
         user, _, rest = text.rpartition("@")
         if bracketed := re.fullmatch(r"\[([0-9A-Fa-f:.%\w]+)\](?::(\d{1,5}))?", rest):
@@ -55,7 +55,7 @@ class Address:
             host, _, port = rest.partition(":")
         named = re.fullmatch(r"[\w.:%][\w.:%-]*", host) and re.fullmatch(r"([\w.][\w.@\\+-]*)?", user)
         if not named or (port is not None and not re.fullmatch(r"\d{0,5}", port)) or text.startswith("@"):
-            raise EdgeError(f"`{text}` is no board", "write user@host, user@host:port, or an alias of ~/.ssh/config")
+            raise EdgeError(f"`{text}` is not a board", "write user@host, user@host:port, or an alias of ~/.ssh/config")
         return cls(text, host, user or None, int(port) if port else None)
 
 

@@ -23,7 +23,7 @@ from edgecnn.recipe import DataSpec
 
 
 def annotated(spec: DataSpec) -> tuple[Annotated, str]:
-    """The dataset's images and boxes as its files say, and how broken labels are mended.
+    """The dataset's images and boxes as its files say, and how broken labels are corrected.
 
     Raises:
         EdgeError: whatever is wrong with them, by file and line.

@@ -186,7 +186,7 @@ class _Rows:
     def refuse_poses(self, path: Path) -> None:
         """Refuse keypoints that data.yaml does not declare: read as polygons, their boxes would be wrong.
 
-        All rows of one length, and in each of them every point within the box of the first four values, are no chance.
+        That all rows have one length, and every point lies within the box of its row's first values, is not chance.
 
         Raises:
             EdgeError: the rows are such.

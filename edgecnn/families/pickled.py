@@ -138,7 +138,7 @@ def state_of(network: Record) -> State:
     """The state dict of a network that was saved whole: names, order and values as `nn.Module.state_dict` has them.
 
     Raises:
-        ValueError: its modules hold each other, or what is no tensor.
+        ValueError: its modules hold each other, or something other than tensors.
     """
     state: State = {}
     modules: list[str] = []

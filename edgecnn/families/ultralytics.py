@@ -82,7 +82,7 @@ def create(model: ModelSpec, classes: int, channels: int, *, new_head: bool = Fa
     """See `Family.create`: takes float32 (N, channels, S, S) in 0..1; in eval mode answers (N, 4 + classes, anchors).
 
     Raises:
-        EdgeError: unknown name, an image size that is no multiple of 32, weights missing, refused or of other shapes.
+        EdgeError: unknown name, image size not a multiple of 32, weights missing, refused or of other shapes.
     """
     refuse_unknown(model, NAMES)
     if model.image_size % STRIDE:

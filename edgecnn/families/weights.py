@@ -136,7 +136,7 @@ def student_of(network: Record) -> Record:
 
 
 def _reason(content: object) -> str:
-    """What is wrong with a thing that is no state dict, for a message."""
+    """What is wrong with something that is not a state dict, for a message."""
     if not isinstance(content, dict):
         return ""
     wrong = [(name, value) for name, value in content.items() if not isinstance(value, torch.Tensor)]
@@ -250,6 +250,6 @@ def check_fits(net: nn.Module, model: ModelSpec, classes: int, channels: int) ->
         net.train(training)
     if not isinstance(answer, torch.Tensor) or answer.shape != (2, classes):
         raise EdgeError(
-            f"{model.family}'s `{model.name}` is no classifier: it does not answer one number per class",
+            f"{model.family}'s `{model.name}` is not a classifier: it does not answer one number per class",
             "take another model",
         )

@@ -1,4 +1,4 @@
-"""Calibration feeds of any graph: one array per input, for several inputs and for what is no image."""
+"""Calibration feeds of any graph: one array per input, for several inputs and for what is not an image."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class NamedArrays:
                 raise EdgeError(f"{self.source} has no array `{name}`, which the graph takes", hint)
         for name in self.arrays:
             if name not in names:
-                raise EdgeError(f"{self.source} has an array `{name}`, which is no input of the graph", hint)
+                raise EdgeError(f"{self.source} has an array `{name}`, which is not an input of the graph", hint)
         if len({len(array) if array.ndim else 0 for array in self.arrays.values()}) != 1:
             counts = ", ".join(f"`{name}` {len(array) if array.ndim else 0}" for name, array in self.arrays.items())
             raise EdgeError(f"the arrays of {self.source} have different numbers of samples: {counts}", hint)
@@ -97,7 +97,7 @@ class NamedArrays:
                 if not np.isfinite(sample).all():
                     raise EdgeError(
                         f"array `{value.name}` of {self.source} holds NaN or infinity in sample {number}",
-                        "mend the file: such a sample would decide every range",
+                        "correct the file: such a sample would decide every range",
                     )
 
 

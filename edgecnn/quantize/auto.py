@@ -146,7 +146,7 @@ class Looked:
 
 
 def signal_and_noise(want: np.ndarray, got: np.ndarray) -> tuple[float, float]:
-    """Sum of squares of a float output and of its error; (0, 0) of what is no number to compare: indices, truths.
+    """Sum of squares of a float output and of its error; (0, 0) of what is not compared as numbers (indices).
 
     An output whose shape depends on the data (kept boxes) and differs counts as lost.
     """

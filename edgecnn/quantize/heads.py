@@ -91,7 +91,7 @@ def _last_layers(graph: Graph, bins: frozenset[str]) -> list[ir.Node]:
 
 
 def _scale(graph: Graph, node: ir.Node) -> tuple[int, ...]:
-    """Height and width of a Conv's output; () where it is no image or a single pixel."""
+    """Height and width of a Conv's output; () where it is not an image, or a single pixel."""
     shape = graph.shape(node.outputs[0])
     return shape[2:] if len(shape) == 4 and shape[2:] != (1, 1) else ()
 

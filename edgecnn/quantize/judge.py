@@ -60,7 +60,7 @@ class SelectJudge(Judging[np.ndarray]):
         kernels: name of the CPU whose own INT8 kernels run candidates; '' for the float simulation.
 
     Raises:
-        EdgeError: no images; labels that are no classes of the model; the float model is not better than a constant
+        EdgeError: no images; labels that are not classes of the model; the float model is not better than a constant
             answer, so that no drop proves anything.
     """
 
@@ -114,7 +114,7 @@ class SelectJudge(Judging[np.ndarray]):
             labels = self.labels[part.start : part.stop]
             if labels.max() >= logits.shape[1] or labels.min() < 0:
                 raise EdgeError(
-                    f"label {labels.max() if labels.max() >= logits.shape[1] else labels.min()} is no class of the"
+                    f"label {labels.max() if labels.max() >= logits.shape[1] else labels.min()} is not a class of the"
                     f" model, which gives {logits.shape[1]} logits", _LABEL_HINT,
                 )  # fmt: skip
             right.append(self.metric.outcomes(logits, labels) > 0.5)

@@ -110,7 +110,7 @@ def place(graph: Graph, scheme: Scheme, keep_float: tuple[str, ...] = ()) -> Pla
         if name not in names:
             near = get_close_matches(name, names, n=1, cutoff=0.3)
             raise EdgeError(
-                f"`quantize.keep_float` names `{name}`, which is no node of the graph",
+                f"`quantize.keep_float` names `{name}`, which is not a node of the graph",
                 f"the nearest is `{near[0]}`" if near else "see the layer names in quantize.json",
             )
     placed = _placed(graph, scheme, frozenset(keep_float))

@@ -25,15 +25,15 @@ def check_wiring(model: onnx.ModelProto, path: Path) -> None:
         for name in _reads(node):
             if name not in given and name not in makers:
                 raise EdgeError(
-                    f"node {_label(node)} of `{path}` reads `{name}`, which is no input, no initializer and no output "
-                    "of a node",
+                    f"node {_label(node)} of `{path}` reads `{name}`, which is not an input, an initializer or an "
+                    "output of a node",
                     "its initializer was lost: export the model again",
                 )
     if cycle := _cycle(graph, makers):
         raise EdgeError(f"`{path}` has a cycle: {' → '.join(cycle)}", "a graph must run from its inputs to its outputs")
     for value in graph.output:
         if value.name not in makers and value.name not in given:
-            raise EdgeError(f"output `{value.name}` of `{path}` is made by no node", "export the model again")
+            raise EdgeError(f"output `{value.name}` of `{path}` is not made by any node", "export the model again")
         kind = value.type.tensor_type
         if value.type.HasField("tensor_type") and not kind.HasField("shape"):
             raise EdgeError(

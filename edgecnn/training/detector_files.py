@@ -97,7 +97,7 @@ def write_teacher(path: Path, folder: Path, index: Index) -> Path:
     """The teacher as a file that Ultralytics' distillation reads.
 
     Raises:
-        EdgeError: it is no detector of these classes.
+        EdgeError: it is not a detector of these classes.
     """
     trained = read_trained(folder)
     if trained.card.family != "ultralytics" or trained.card.classes != index.classes:

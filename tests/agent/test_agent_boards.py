@@ -35,7 +35,7 @@ def test_another_protocol(home: AgentHome, protocol: int, kind: str) -> None:
 
 
 def test_a_job_that_is_not_there(home: AgentHome) -> None:
-    for name, words in (("none", "there is no job `none`"), ("../x", "`../x` is no job id")):
+    for name, words in (("none", "there is no job `none`"), ("../x", "`../x` is not a job id")):
         done = subprocess.run(
             [sys.executable, str(home.pyz), name], cwd=home.home, env=home.env, stdin=subprocess.PIPE,
             capture_output=True, text=True,

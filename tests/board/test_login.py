@@ -321,7 +321,7 @@ def test_names_of_boards(text: str, parts: tuple[str, str | None, int | None]) -
     ],
 )
 def test_what_is_no_name(text: str) -> None:
-    with pytest.raises(EdgeError, match="is no board"):
+    with pytest.raises(EdgeError, match="is not a board"):
         Address.parse(text)
 
 

@@ -407,7 +407,7 @@ def broken(change: str) -> dict[str, np.ndarray]:
     ("change", "says"),
     [
         ("missing", "the arrays has no array `numbers`, which the graph takes"),
-        ("extra", "has an array `more`, which is no input of the graph"),
+        ("extra", "has an array `more`, which is not an input of the graph"),
         ("dtype", "array `numbers` of the arrays is float64; the graph takes float32"),
         ("shape", r"has the shape \(8, 2\); the graph takes float32 \(\*, 3\)"),
         ("rank", r"has the shape \(8,\); the graph takes float32 \(\*, 3\)"),

@@ -169,7 +169,7 @@ def test_a_missing_initializer(tmp_path: Path) -> None:
     onnx.save(model, str(tmp_path / "m.onnx"))
     told = refused(tmp_path / "m.onnx")
     assert "node `first` (Conv) of" in told
-    assert "reads `first.weight`, which is no input, no initializer and no output of a node" in told
+    assert "reads `first.weight`, which is not an input, an initializer or an output of a node" in told
 
 
 def test_outputs_that_nothing_makes_or_that_have_no_shape(tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ def test_the_cpus_own_kernels_judge_a_quantized_graph() -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (np.arange(30) % 3 * 5, "label 10 is no class of the model, which gives 9 logits"),
-        (np.arange(30) % 3 - 1, "label -1 is no class"),
+        (np.arange(30) % 3 * 5, "label 10 is not a class of the model, which gives 9 logits"),
+        (np.arange(30) % 3 - 1, "label -1 is not a class"),
         ((np.arange(30) + 1) % 3, "right on 0 of 30 labelled images, which is not better than a constant answer"),
         (np.zeros(30, int), "constant answer (100.0%)"),
         (np.arange(29) % 3, "30 images and 29 labels"),

@@ -147,7 +147,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two opsets": (model(lambda m: m.opset_import.add(domain="", version=13)), "two opsets of ai.onnx"),
     "opset of the future": (model(lambda m: setattr(m.opset_import[0], "version", 2**62)), "edgecnn takes 11 to 23"),
     "two weights of a name": (model(lambda m: m.graph.initializer.add().CopyFrom(m.graph.initializer[0])), "two initializers called `w0`"),
-    "output without a node": (model(lambda m: setattr(m.graph.output[0], "name", "no")), "made by no node"),
+    "output without a node": (model(lambda m: setattr(m.graph.output[0], "name", "no")), "not made by any node"),
     "two outputs of a name": (model(lambda m: m.graph.output.add().CopyFrom(m.graph.output[0])), "without a name of their own"),
     "node without outputs": (model(lambda m: m.graph.node[1].ClearField("output")), "no operator or no output"),
     "function of itself": (model(recursive), "`local.F` .* calls itself"),

@@ -163,7 +163,7 @@ def test_keep_float_takes_exact_names_and_offers_the_nearest(tmp_path: Path) -> 
     found = placed(path, TENSORRT, keep=("second",))
     assert found.why_float == {"second": "kept float by the recipe"}
     assert edges(found)["stem_relu_out"] == [("first", 0)]  # a float Conv fuses with its Add in float
-    with pytest.raises(EdgeError, match="names `secnd`, which is no node") as error:
+    with pytest.raises(EdgeError, match="names `secnd`, which is not a node") as error:
         placed(path, TENSORRT, keep=("secnd",))
     assert error.value.hint == "the nearest is `second`"
 

@@ -233,7 +233,7 @@ def test_bad_input_of_the_command(desk: Desk, arguments: tuple[str, ...], says: 
         ("good.onnx", {"data": "absent"}, "data path `.*absent` does not exist", "give an image folder"),
         ("good.onnx", {"images": 80}, "asks for 80 calibration images, but there are 20", "to 20"),
         ("good.onnx", {"ranges": "best"}, "no range method `best`", "auto"),
-        ("good.onnx", {"keep_float": ("con",)}, "`con`, which is no node", "the nearest is `conv`"),
+        ("good.onnx", {"keep_float": ("con",)}, "`con`, which is not a node", "the nearest is `conv`"),
         ("good.onnx", {"keep_float": ("conv",)}, "every layer of the graph would stay float", "use the float model"),
         ("good.onnx", {"device": "./no-int8.yaml"}, "INT8 is asked", "a device that lists int8"),
         ("float-input.onnx", {}, "does not say how its float input is prepared", "--input mean="),

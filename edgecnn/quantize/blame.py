@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecnn.quantize.canonical import constant
-from edgecnn.quantize.placement import LAYERS
+from edgecnn.quantize.placement import LAYERS, QDQ
 from edgecnn.quantize.rounded import rounded
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run
 
@@ -18,7 +18,6 @@ _HARM = 1e-4  # noise over signal: below, nothing is to blame
 _GROWTH, _LAYER_GROWTH = 10.0, 100.0
 _MOST = 32  # nodes at a time: what follows from them may be right after that
 _ROUNDING = 1e-8
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def blamed(model: ir.Model, halves: ir.Model, feeds: list[Feeds], known: dict[str, str]) -> dict[str, str]:
@@ -34,7 +33,7 @@ def blamed(model: ir.Model, halves: ir.Model, feeds: list[Feeds], known: dict[st
     found: list[tuple[float, ir.Node]] = []
     for node in model.graph:
         after = max((ratios[value.name] for value in node.outputs if value.name in ratios), default=0.0)
-        if after <= _HARM or node.name in known or node.op_type in _QDQ:
+        if after <= _HARM or node.name in known or node.op_type in QDQ:
             continue
         before = max((ratios.get(value.name or "", 0.0) for value in node.inputs if value is not None), default=0.0)
         growth = after / max(before, _ROUNDING)
@@ -49,7 +48,7 @@ def blamed(model: ir.Model, halves: ir.Model, feeds: list[Feeds], known: dict[st
         near = [value.producer() for value in node.inputs if value is not None and constant(value) is None]
         near += [use[0] for value in node.outputs for use in value.uses()]
         for other in near:
-            if other is not None and other.op_type not in LAYERS and other.op_type not in _QDQ:
+            if other is not None and other.op_type not in LAYERS and other.op_type not in QDQ:
                 wide.setdefault(other.name or "", why)
     return {name: why for name, why in wide.items() if name not in known}
 

@@ -16,6 +16,7 @@ from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.half_indices import exact_nodes
 from edgecnn.quantize.half_values import LARGEST_HALF, demanded, hidden, raised
 from edgecnn.quantize.magnitudes import Magnitudes
+from edgecnn.quantize.placement import QDQ
 
 SMALLEST_HALF = 2.0**-14  # the smallest normal number
 HEADROOM = 2.0  # calibration looks at a few images: what comes this near the end counts as beyond it
@@ -28,7 +29,6 @@ _ADDED = {
     ("Conv", 2), ("ConvTranspose", 2), ("Gemm", 2), ("BatchNormalization", 2), ("BatchNormalization", 3),
     ("LayerNormalization", 2), ("InstanceNormalization", 2), ("GroupNormalization", 2),
 }  # fmt: skip
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _SHAPE_INPUTS = {
     ("Reshape", 1), ("Expand", 1), ("Resize", 2), ("Resize", 3), ("Slice", 1), ("Slice", 2), ("Slice", 3), ("Slice", 4),
     ("Pad", 1), ("Tile", 1), ("ConstantOfShape", 0), ("Range", 0), ("Range", 1), ("Range", 2), ("Unsqueeze", 1),
@@ -51,7 +51,7 @@ def wide_nodes(graph: ir.Graph, measured: Magnitudes, also: dict[str, str]) -> d
     captured = _captured(graph)
     for node in graph:
         name = node.name or ""
-        if node.op_type in _QDQ:
+        if node.op_type in QDQ:
             continue
         if _has_subgraph(node):
             wide[name] = "holds a subgraph"
@@ -65,7 +65,7 @@ def wide_nodes(graph: ir.Graph, measured: Magnitudes, also: dict[str, str]) -> d
         wide |= {name: why for name, why in more.items() if name not in wide}
     _shape_arithmetic(graph, wide)
     for node in graph:
-        if node.op_type in _QDQ and _stays_float(node, wide, seen):
+        if node.op_type in QDQ and _stays_float(node, wide, seen):
             wide[node.name or ""] = ""
     return wide
 

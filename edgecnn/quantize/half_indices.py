@@ -12,11 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.placement import LAYERS, QDQ
 
 WHOLE = 2048.0  # FP16 holds every integer up to here
 _FLOAT = ir.DataType.FLOAT
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _INDICES = frozenset({  # DOUBLE, as nobody takes it for anything that may be rounded
     ir.DataType.DOUBLE, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT16, ir.DataType.UINT32,
     ir.DataType.UINT64,
@@ -61,7 +60,7 @@ def _forward(
     node: ir.Node, largest: dict[str, float], indices: set[ir.Value], mixed: set[ir.Value], wide: dict[str, str]
 ) -> None:
     outputs = [value for value in node.outputs if value.dtype == _FLOAT]
-    if not outputs or node.op_type in _LAYERS or node.op_type in _QDQ:
+    if not outputs or node.op_type in LAYERS or node.op_type in QDQ:
         return
     read = [value for value in node.inputs if value is not None]
     if node.op_type == "Cast" and read[0].dtype == ir.DataType.BOOL:
@@ -98,13 +97,13 @@ def _backward(node: ir.Node, wide: dict[str, str], how: str) -> None:
     while waiting:
         reader = waiting.pop()
         wide.setdefault(reader.name or "", f"{node.op_type} `{node.name}` {how}")
-        if reader.op_type in _LAYERS:
+        if reader.op_type in LAYERS:
             continue
         for value in reader.inputs:
             producer = value.producer() if value is not None and value.dtype == _FLOAT else None
             if producer is None or producer in seen:
                 continue
-            if producer.op_type in _FOLLOWED or (producer.op_type in _LAYERS and _in_int8(producer)):
+            if producer.op_type in _FOLLOWED or (producer.op_type in LAYERS and _in_int8(producer)):
                 seen.add(producer)
                 waiting.append(producer)
 

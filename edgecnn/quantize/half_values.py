@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.placement import LAYERS, QDQ
 
 if TYPE_CHECKING:
     from edgecnn.quantize.magnitudes import Magnitudes
@@ -23,8 +24,6 @@ LEAST = 2.0**-20  # FP16 is off by up to 3 % there
 HEADROOM = 64.0  # of the smallest value seen: a few images were looked at
 EXP_HEADROOM = 16.0
 _FLOAT = ir.DataType.FLOAT
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # What passes a demand on to its inputs as it is: a sum is as exact as its terms, a choice as what is chosen.
 _PASSING = frozenset({
     "Add", "Sub", "Sum", "Mean", "Max", "Min", "Clip", "Where", "Concat", "Relu", "LeakyRelu", "PRelu", "Abs", "Neg",
@@ -57,14 +56,14 @@ def demanded(graph: ir.Graph, smallest: dict[str, float], *, deep: bool = False)
         why = f"{origin.op_type} `{origin.name}` depends on values of `{value.name}` as small as {least:.1g}"
         wide.setdefault(reader.name or "", why)
         producer = value.producer()
-        if producer is None or producer.op_type in _QDQ or asked.get(value, np.inf) <= least:
+        if producer is None or producer.op_type in QDQ or asked.get(value, np.inf) <= least:
             continue
         asked[value] = least
         wide.setdefault(producer.name or "", why)
         passed = _passed(producer, least)
-        if deep and producer.op_type in _LAYERS and producer.inputs[0] is not None:
+        if deep and producer.op_type in LAYERS and producer.inputs[0] is not None:
             passed = [(producer.inputs[0], least)]
-        if deep and (producer.op_type in _LAYERS or value in filtered):
+        if deep and (producer.op_type in LAYERS or value in filtered):
             filtered.update(source for source, _ in passed)
         waiting.extend((producer, source, need, origin) for source, need in passed)
     return wide

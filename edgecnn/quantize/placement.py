@@ -14,6 +14,7 @@ from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.macs import layers_in
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 Shapes = dict[str, tuple[int, ...]]
 
 

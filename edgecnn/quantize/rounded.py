@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.placement_tensorrt import passes
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -21,14 +22,14 @@ _EXACT = frozenset({"Relu", "Neg", "Abs", "Identity"})  # beside what moves valu
 def rounded(model: ir.Model) -> ir.Model:
     """A float32 graph with the same outputs, FP16 ones as float32 of the same values; `model` is left as it is."""
     copy = model.clone()
-    graph = copy.graph
+    graph, names = copy.graph, Names(copy.graph)
     for value in graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype == _HALF:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
             value.type = ir.TensorType(_FLOAT)
-    for number, value in enumerate([value for value in graph.inputs if value.dtype == _HALF]):
-        _widened(graph, value, f"edgecnn.input.{number}")
-    for number, node in enumerate(list(graph)):
+    for value in [value for value in graph.inputs if value.dtype == _HALF]:
+        _widened(graph, value, names)
+    for node in list(graph):
         for name in _TYPES:
             attribute = node.attributes.get(name)
             if attribute is not None and attribute.value == int(_HALF):
@@ -36,12 +37,12 @@ def rounded(model: ir.Model) -> ir.Model:
         filled = node.attributes.get("value")
         if filled is not None and filled.type == ir.AttributeType.TENSOR and filled.value.dtype == _HALF:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(filled.value.numpy().astype(np.float32)))
-        for index, value in enumerate(node.outputs):
+        for value in node.outputs:
             if value.dtype != _HALF:
                 continue
             value.type = ir.TensorType(_FLOAT)
             if not _exact(node):
-                _round(graph, node, value, f"edgecnn.half.{number}.{index}")
+                _round(graph, node, value, names)
     return copy
 
 
@@ -50,22 +51,21 @@ def _exact(node: ir.Node) -> bool:
     return node.op_type in _EXACT or (passes(node) and node.op_type != "Pad")
 
 
-def _widened(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    cast = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=name)
-    cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = name, ir.TensorType(_FLOAT), value.shape
+def _widened(graph: ir.Graph, value: ir.Value, names: Names) -> None:
+    cast = names.give(ir.node("Cast", [value], {"to": int(_FLOAT)}), f"{value.name}.widened")
+    cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(_FLOAT), value.shape
     ir.convenience.replace_all_uses_with(value, cast.outputs[0])
     cast.replace_input_with(0, value)
     graph.insert_before(next(iter(graph)), cast)
 
 
-def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, name: str) -> None:
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, names: Names) -> None:
     """value → FP16 → float32, which takes the name and the uses of `value`."""
-    half = ir.node("Cast", [value], {"to": int(_HALF)}, name=f"{name}.cast")
-    back = ir.node("Cast", [half.outputs[0]], {"to": int(_FLOAT)}, name=f"{name}.back")
+    half = names.give(ir.node("Cast", [value], {"to": int(_HALF)}), f"{value.name}.half")
+    back = names.give(ir.node("Cast", [half.outputs[0]], {"to": int(_FLOAT)}), f"{value.name}.back")
     ir.convenience.replace_all_uses_with(value, back.outputs[0], replace_graph_outputs=True)
     half.replace_input_with(0, value)
-    given = value.name
-    value.name, half.outputs[0].name, back.outputs[0].name = f"{name}.exact", f"{name}.half", given
+    value.name, back.outputs[0].name = names.free(f"{value.name}.exact"), value.name
     for output, kind in ((half.outputs[0], _HALF), (back.outputs[0], _FLOAT)):
         output.type, output.shape = ir.TensorType(kind), value.shape
     graph.insert_after(node, [half, back])

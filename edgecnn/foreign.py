@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -74,7 +75,7 @@ def quantize_foreign(
         raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, get_args(RangeMethod))) from None
     check_writable(out)
     target = connect(profile)
-    with tempfile.TemporaryDirectory(prefix="edgecnn-") as scratch:
+    with _without_empty(out), tempfile.TemporaryDirectory(prefix="edgecnn-") as scratch:
         made = Path(scratch, "quantize")
         made.mkdir()
         given = _of_one_size(model, contract, feeds, made) if target.scheme.placement == "tensorrt" else model
@@ -105,6 +106,19 @@ def quantize_foreign(
         if engine["engine"] and engine["engine"].endswith(".engine"):
             written.append(_deliver(compiled / engine["engine"], out / engine["engine"]))
     return document, _text(document, written)
+
+
+@contextlib.contextmanager
+def _without_empty(folder: Path) -> Iterator[None]:
+    """What fails within it leaves no empty folder that was not there before."""
+    there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError):  # it holds a climb that can be continued
+                folder.rmdir()
+        raise
 
 
 def _of_one_size(model: Path, contract: IoContract | None, feeds: NamedArrays | None, folder: Path) -> Path:

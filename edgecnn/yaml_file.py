@@ -222,6 +222,8 @@ class _Parsed:
                     number = float(text)  # refuses `.inf` and `.nan`, as Python writes them otherwise
                     if math.isfinite(number):
                         return number
+                case _:
+                    pass
         except UnicodeEncodeError:
             raise self._error(node.start_mark, f"{_dotted(loc)} is not text: it holds half of a character") from None
         except (ValueError, KeyError):

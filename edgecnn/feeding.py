@@ -33,7 +33,7 @@ class Feeding:
 
     name: str
     layout: str  # NHWC or NCHW
-    dtype: str  # uint8 or float32
+    dtype: str  # uint8, float16 or float32
     range: tuple[float, float]
     color: str  # rgb, bgr or gray
     mean: tuple[float, ...] | None = None
@@ -51,11 +51,13 @@ class Feeding:
     def __call__(self, images: Any) -> dict[str, Any]:
         """uint8 NHWC images (N, H, W, C), RGB or gray → the model's input by name, in its layout, dtype and range."""
         values = images[..., ::-1] if self.color == "bgr" else images
-        if self.dtype == "float32":
+        if self.dtype != "uint8":
             low, high = self.range
             values = values.astype(np.float32) * np.float32((high - low) / 255.0) + np.float32(low)
             if self.mean is not None:
                 values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+            with np.errstate(over="ignore"):  # told where ranges are found: infinite, on which image
+                values = values.astype(self.dtype, copy=False)
         if self.layout == "NCHW":
             values = values.transpose(0, 3, 1, 2)
         return {self.name: np.ascontiguousarray(values)}

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pydantic import ValidationError
+
 from edgecnn.device import DeviceProfile, kernels
 from edgecnn.errors import EdgeError
 from edgecnn.foreign_boxes import as_detector, labelled_boxes, share_out_boxes
@@ -164,7 +166,7 @@ def result_text(document: dict[str, Any], where: str) -> str:
     """
     try:
         return _text(document, [])
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration) as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise EdgeError(f"`{where}` is damaged: {what}", "run `edgecnn quantize` again") from error
 
@@ -339,10 +341,14 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
     shape = [dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim]
     if len(shape) != 4:
         raise EdgeError(f"input `{inputs[0].name}` of `{model}` has {len(shape)} dimensions; an image batch has 4")
-    dtypes = {onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.FLOAT: "float32"}
+    kinds = onnx.TensorProto
+    dtypes = {kinds.UINT8: "uint8", kinds.FLOAT16: "float16", kinds.FLOAT: "float32"}
     if kind.elem_type not in dtypes:
         name = onnx.TensorProto.DataType.Name(kind.elem_type)
-        raise EdgeError(f"input `{inputs[0].name}` of `{model}` is {name}; uint8 and float32 are supported")
+        raise EdgeError(
+            f"input `{inputs[0].name}` of `{model}` is {name}; images are fed as uint8, float16 or float32",
+            "give --data an .npz with one array per input, samples first, or export again",
+        )
     layout = told.get("layout", "").upper() or _layout(shape)
     if layout not in ("NCHW", "NHWC"):
         raise EdgeError(
@@ -354,7 +360,7 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
         raise EdgeError(f"input `{inputs[0].name}` of `{model}` has {channels} channels; images have 1 or 3")
     mean, std = _numbers(told, "mean", channels), _numbers(told, "std", channels)
     dtype = dtypes[kind.elem_type]
-    if dtype == "float32" and mean is None and std is None and "range" not in told:
+    if dtype != "uint8" and mean is None and std is None and "range" not in told:
         raise EdgeError(
             f"`{model}` does not say how its float input is prepared",
             "tell it: --input mean=0.485,0.456,0.406,std=0.229,0.224,0.225 (of 0..1 values), or range=1, or range=255",
@@ -378,6 +384,9 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
             outputs=tuple(OutputContract(name=value.name, meaning="") for value in graph.output),
             classes=(),
         )  # fmt: skip
+    except ValidationError as error:
+        told_wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise EdgeError(f"--input is not valid: {told_wrong}", f"known are {', '.join(KEYS)}") from error
     except ValueError as error:
         raise EdgeError(f"--input is not valid: {error}") from error
 

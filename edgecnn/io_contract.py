@@ -25,7 +25,7 @@ class InputContract(Spec):
 
     name: str
     layout: Literal["NHWC", "NCHW"]
-    dtype: Literal["uint8", "float32"]
+    dtype: Literal["uint8", "float16", "float32"]
     range: tuple[float, float]
     size: tuple[Side, Side]
     channels: Literal[1, 3]

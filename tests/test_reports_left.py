@@ -52,7 +52,7 @@ def test_check_says_that_it_is_no_run(left: Path) -> None:
         CliRunner().invoke(app, ["check", str(left), "--baseline", "b.zip"], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("edit", ["number", "list", "missing", "text"])
+@pytest.mark.parametrize("edit", ["number", "list", "missing", "text", "huge"])
 def test_an_edited_result_of_quantize(left: Path, tmp_path: Path, edit: str) -> None:
     folder = tmp_path / "out"
     shutil.copytree(left, folder)
@@ -66,6 +66,8 @@ def test_an_edited_result_of_quantize(left: Path, tmp_path: Path, edit: str) -> 
             del document["quantize"]["coverage"]["macs"]
         case "text":
             document["size_mb"]["int8"] = "small"
+        case "huge":
+            document["quantize"]["sqnr_db"] = 10**400
     (folder / "report.json").write_text(json.dumps(document))
     with pytest.raises(EdgeError, match=r"report\.json` is damaged"):
         CliRunner().invoke(app, ["report", str(folder)], catch_exceptions=False)

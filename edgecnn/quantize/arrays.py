@@ -109,7 +109,10 @@ def read_arrays(path: Path) -> NamedArrays:
     """
     if path.suffix != ".npz" or not is_regular(path):
         raise EdgeError(f"`{path}` is not an .npz file", "numpy.savez(path, **{input name: array, samples first})")
-    return NamedArrays({name: read_array(path, name) for name in Archive(path).keys()}, f"`{path.name}`")  # noqa: SIM118
+    arrays = {name: read_array(path, name) for name in Archive(path).keys()}  # noqa: SIM118
+    if single := [name for name, array in arrays.items() if not array.ndim]:
+        raise EdgeError(f"array `{single[0]}` of `{path.name}` is one number", "one array per input, samples first")
+    return NamedArrays(arrays, f"`{path.name}`")
 
 
 def _batch(value: ir.Value) -> int | None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from foreign_zoo import FLOAT, Foreign, N
-from onnx import helper
+from foreign_zoo import FLOAT, ZOO, Foreign, N
+from onnx import TensorProto, helper
 
 from edgecnn.errors import EdgeError
 from edgecnn.foreign import contract_of, of_told_size, quantize_foreign
 from edgecnn.foreign_input import free_sides
+from edgecnn.quantize.arrays import read_arrays
 from edgecnn.recipe_file import load_device
 
 
@@ -75,6 +76,40 @@ def test_a_told_size_decides_for_tensorrt_and_leaves_the_cpu_free(tmp_path: Path
         for file in (tmp_path / device).glob("*.onnx"):
             shape = onnx.load(str(file)).graph.input[0].type.tensor_type.shape
             assert [dim.dim_value or dim.dim_param for dim in shape.dim] == dims
+
+
+@pytest.mark.parametrize("device", ["jetson-orin-nano", "cpu-x86"])
+def test_images_of_a_model_whose_input_is_fp16(device: str, tmp_path: Path) -> None:
+    made = ZOO["FP16 outputs twice"]()
+    model = onnx.load(str(made.save(tmp_path / "m.onnx")))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    cast = next(node for node in model.graph.node if node.op_type == "Cast")
+    model.graph.node.remove(cast)
+    next(node for node in model.graph.node if node.name == "first").input[0] = "x"
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels)
+    document, _ = quantize_foreign(
+        tmp_path / "m.onnx", data=tmp_path / "images.npz", profile=load_device(device), images=8, ranges="minmax",
+        out=tmp_path / "out", preprocessing="range=1", keep_float=(), effort="fast",
+    )  # fmt: skip
+    assert document["quantize"]["sqnr_db"] > 25
+    for file in (tmp_path / "out").glob("*.onnx"):
+        assert onnx.load(str(file)).graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16
+
+
+def test_one_number_is_no_array_of_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "feeds.npz", x=np.float32(1))
+    with pytest.raises(EdgeError, match=r"array `x` of `feeds\.npz` is one number"):
+        read_arrays(tmp_path / "feeds.npz")
+
+
+@pytest.mark.parametrize(("text", "told"), [("mean=0,std=0", "std"), ("mean=0,std=-1", "std"), ("range=0", "range=0")])
+def test_preprocessing_that_cannot_be_is_told_in_a_line(text: str, told: str, tmp_path: Path) -> None:
+    path = Foreign().add(N("Conv", ["r", "w1"], ["y"])).out("y").save(tmp_path / "m.onnx")
+    with pytest.raises(EdgeError, match=rf"--input is not valid: .*{told}") as error:
+        contract_of(path, text)
+    assert "\n" not in error.value.message
 
 
 def test_a_size_to_time_a_file_with(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from edgecnn.recipe import BenchSpec, ScoreSpec
 from edgecnn.recipe_file import load_device
 from edgecnn.store import Artifact
 from edgecnn.target import Target, connect, is_device, offline
+from edgecnn.versions import install_command
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 HERE, ELSEWHERE = ("cpu-x86", "cpu-arm64") if X86 else ("cpu-arm64", "cpu-x86")
@@ -175,7 +176,7 @@ def test_without_openvino_its_device_is_offline_and_says_so(tmp_path: Path, monk
     assert target.facts.backend_version.startswith("OpenVINO not installed (float simulation by onnxruntime ")
     engine, record = compiled(target, tmp_path, quantized=True)
     assert (record["built"], record["runnable"], record["note"]) == (False, False, "not run: OpenVINO is not installed")
-    check = {"name": "OpenVINO loads the graph", "passed": None, "detail": "not done: pip install 'edgecnn[openvino]'"}
+    check = {"name": "OpenVINO loads the graph", "passed": None, "detail": f"not done: {install_command('openvino')}"}
     assert record["checks"] == [check]
     assert scored(target, tmp_path, engine)["simulated"] is True
     speed, _ = speed_of(target, tmp_path, engine, engine)

@@ -197,14 +197,26 @@ def _turns(model: onnx.ModelProto, path: Path) -> None:
                 case _:
                     pass
     for loop in loops:
+        count = turns.get(loop.input[0]) if loop.input[0] else math.inf
         tensor = tensors.get(loop.input[0])
         if tensor is not None and tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) == 1:
-            turns[loop.input[0]] = int(onnx.numpy_helper.to_array(tensor, str(path.parent)).reshape(-1)[0])
-        if (count := turns.get(loop.input[0], 0)) > MOST_TURNS:
-            raise EdgeError(
-                f"Loop `{loop.name}` of `{path}` runs {count:,} times, more than {MOST_TURNS:,}",
-                "export the model without that loop",
-            )
+            count = int(onnx.numpy_helper.to_array(tensor, str(path.parent)).reshape(-1)[0])
+        if count is not None and count > MOST_TURNS and _runs_on(loop):
+            told = f"{count:,} times, more than {MOST_TURNS:,}" if loop.input[0] else "without end"
+            raise EdgeError(f"Loop `{loop.name}` of `{path}` runs {told}", "export the model without that loop")
+
+
+def _runs_on(loop: onnx.NodeProto) -> bool:
+    """Its body computes no condition to end by; one that does may be given any number of turns, as `while` is."""
+    body = next((attribute.g for attribute in loop.attribute if attribute.name == "body"), None)
+    if body is None or len(body.input) < 2 or not body.output:
+        return False  # left to onnx's checker
+    makers = {name: node for node in body.node for name in node.output}
+    name = body.output[0].name
+    for _ in body.node:
+        if name in makers and makers[name].op_type in ("Identity", "Cast") and makers[name].input:
+            name = makers[name].input[0]
+    return name not in makers or makers[name].op_type == "Constant"
 
 
 def _ends(model: onnx.ModelProto, path: Path) -> None:

@@ -189,6 +189,25 @@ def test_the_turns_of_a_loop_are_read_in_every_form(form: str, tmp_path: Path) -
         check_onnx(saved(10_001))
 
 
+def test_a_loop_that_ends_by_its_condition_may_be_given_any_number_of_turns(tmp_path: Path) -> None:
+    """As torch writes `while`; with neither a number nor a condition it is endless."""
+    made = ZOO["Loop"]()
+    made.weights["turns"] = made.weights["turns"] * 0 + (2**63 - 1)
+    made.weights["two"] = made.weights["turns"] * 0 + 2
+    loop = next(node for node in made.nodes if node.op_type == "Loop")
+    body = loop.attribute[0].g
+    last = next(node for node in body.node if node.output[0] == "still")
+    with pytest.raises(EdgeError, match=r"Loop `loop` .* runs 9,223,372,036,854,775,807 times"):
+        check_onnx(made.save(tmp_path / "m.onnx"))
+    loop.input[0] = ""
+    with pytest.raises(EdgeError, match=r"Loop `loop` .* runs without end"):
+        check_onnx(made.save(tmp_path / "m.onnx"))
+    last.CopyFrom(N("Less", ["turn", "two"], ["still"]))
+    check_onnx(made.save(tmp_path / "m.onnx"))
+    loop.input[0] = "turns"
+    check_onnx(made.save(tmp_path / "m.onnx"))
+
+
 def test_branches_within_branches(tmp_path: Path) -> None:
     """Twenty levels, each decided: what is left is one operator."""
     left = canonical(deep(tmp_path))

@@ -7,6 +7,7 @@ TensorRT, or through this CPU's own INT8 kernels where they are what will run it
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,6 +111,12 @@ class SelectJudge(Judging[np.ndarray]):
         runs = run_each(session, (self._feed(part) for part in parts))
         for part, outputs in track(zip(parts, runs, strict=True), name, len(parts)):
             logits = outputs[self.output]
+            if logits.dtype.kind in "iub" or not self._rows(logits.shape, len(part)):
+                found = f"`{model.graph.outputs[self.output].name}` is {logits.dtype} of shape {logits.shape}"
+                raise EdgeError(
+                    f"output {found}, not one row of logits for each image",
+                    "export the logits as the first output, or leave the accuracy budget out",
+                )
             logits = logits.reshape(len(logits), -1)[: len(part)].astype(np.float32)
             labels = self.labels[part.start : part.stop]
             if labels.max() >= logits.shape[1] or labels.min() < 0:
@@ -119,6 +126,10 @@ class SelectJudge(Judging[np.ndarray]):
                 )  # fmt: skip
             right.append(self.metric.outcomes(logits, labels) > 0.5)
         return np.concatenate(right)
+
+    def _rows(self, shape: tuple[int, ...], images: int) -> bool:
+        """Whether an output of this shape is (N, classes), but for sides of 1."""
+        return len(shape) > 1 and shape[0] >= images and max(shape[1:]) == math.prod(shape[1:])
 
     def _parts(self) -> list[range]:
         return [

@@ -154,6 +154,11 @@ def measured(
     truth = _truth(reference, contract=contract, labels=labels) if contract is not None else None
     quantized = candidate.quantized(scheme)
     whole = reference.noise(quantized, simulate=True)
+    if not whole.ratios:
+        raise EdgeError(
+            "no output of the graph holds numbers that noise could be measured in: all are integers or truth values",
+            "export it with its scores as an output too",
+        )
     in_place = layer_errors(tools.feeder, graph, quantized, reference.sample[:_WATCHED])
     halves = [reference.noise(made(candidate, scheme), simulate=True).mean for made in (only_weights, only_activations)]
     operations = _operations(graph, candidate.placement)

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from color_graphs import CONTRACT, as_ir, color_net, colors, hard_net, selected, without_quantization
+from foreign_zoo import Foreign, N
+from onnx import TensorProto
 from quantize_graphs import CPU, TENSORRT, Pictures
 
 from edgecnn import stats
 from edgecnn.errors import EdgeError
+from edgecnn.foreign import contract_of
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools
+from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.judge import Fidelity, Selected, SelectJudge, paired_drop
 from edgecnn.quantize.placement import Graph
 
@@ -63,6 +67,23 @@ def test_graphs_that_take_batches_otherwise_are_judged_alike(reference: object) 
     assert judge.batch in (1, 7)
     assert judge.exact.all()
     assert len(judge.exact) == 30
+
+
+@pytest.mark.parametrize("end", ["a map", "one number", "class numbers", "classes first"])
+def test_what_is_no_row_of_logits_is_not_judged(end: str, tmp_path: Path) -> None:
+    """A map whose largest value decides, or answers of a batch under each other, would be counted as something."""
+    kinds = {
+        "a map": ("Conv", ["r", "w1"], {}), "one number": ("ReduceMean", ["r"], {"keepdims": 0}),
+        "class numbers": ("ArgMax", ["r"], {"axis": 1}), "classes first": ("Transpose", ["r"], {"perm": [1, 0, 2, 3]}),
+    }  # fmt: skip
+    op, inputs, attributes = kinds[end]
+    kind = TensorProto.INT64 if end == "class numbers" else TensorProto.FLOAT
+    given = Foreign().add(N(op, inputs, ["y"], **attributes))
+    path = given.out("y", () if end == "one number" else (None,) * 4, kind).save(tmp_path / "m.onnx")
+    contract = contract_of(path, "range=1")
+    chosen = Selected(Pictures(np.zeros((6, 16, 16, 3), np.uint8)), np.arange(6) % 3)
+    with pytest.raises(EdgeError, match=r"output `y` is .*, not one row of logits for each image"):
+        SelectJudge(canonical(path), contract, chosen, "top1", TENSORRT)
 
 
 def test_only_some_images_decide_and_they_are_of_all_classes() -> None:

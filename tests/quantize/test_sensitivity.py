@@ -250,3 +250,14 @@ def test_bad_input(
         measure_file(Path(model), out=Path("out"), **{**given, "data": Path(str(given["data"]))})  # type: ignore[arg-type]
     assert hint in told.value.hint
     assert desk.files() == before
+
+
+def test_outputs_without_numbers_are_refused(tmp_path: Path) -> None:
+    """Noise of nothing is no 200 dB."""
+    net = Net(3)
+    path = net.save(tmp_path / "m.onnx", net.op("ArgMax", net.conv("image", 4, 3), axis=1), rank=4)
+    model = onnx.load(str(path))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(model, str(path))
+    with pytest.raises(EdgeError, match="no output of the graph holds numbers"):
+        sensitivity(path, contract(), pictures(4), TENSORRT, QuantizeSpec(images=4, ranges="minmax"))

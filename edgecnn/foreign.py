@@ -304,13 +304,19 @@ def _parse(text: str) -> dict[str, str]:
             last = key.strip().lower()
             if last not in KEYS:
                 raise EdgeError(f"--input has no `{last}`", nearest_hint(last, [*KEYS, *FITS]))
+            if last in values:
+                raise EdgeError(f"--input gives `{last}` twice", "keep one")
             values[last] = value.strip()
         elif part.lower() in FITS:
+            if "fit" in values:
+                raise EdgeError(f"--input gives `{values['fit']}` and `{part}`", "keep one")
             values["fit"] = part.lower()
         elif last in ("mean", "std"):
             values[last] += f",{part}"
         else:
             raise EdgeError(f"--input: `{part}` is neither key=value nor one of {', '.join(FITS)}")
+    if (layout := values.get("layout", "nchw")).lower() not in ("nchw", "nhwc"):
+        raise EdgeError(f"--input: no layout `{layout}`", "write layout=nchw or layout=nhwc")
     return values
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgecnn.report import ClassAccuracy, Distribution, LayerError
 from edgecnn.report.detection import PrecisionRecall
-from edgecnn.report.drawing import Axes, Figure, FigureCanvasSVG, mpl
+from edgecnn.report.drawing import Axes, Figure, FigureCanvasSVG, mpl, shown_name
 
 # Drawn in these colours, then replaced by the page's variables: matplotlib knows no `var(--…)`.
 INK, MUTED, GRID, FLOAT, INT8, SURFACE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
@@ -45,7 +45,7 @@ def classes_svg(classes: tuple[ClassAccuracy, ...], measure: str = "accuracy", w
             clip_on=False,
         )
         axes.plot(int8, rows, "o", color=INT8, markersize=7.5, label="INT8", clip_on=False)
-        axes.set_yticks(rows, [_short(one.name, 22 if width == WIDTH else 12) for one in classes])
+        axes.set_yticks(rows, [shown_name(one.name, 22 if width == WIDTH else 12) for one in classes])
         low, high = min(*plain, *int8), max(*plain, *int8)
         margin = max(1.0, 0.08 * (high - low))  # also below 0 and above 100: a marker is not to lie on a name
         axes.set_xlim(low - margin, high + margin)
@@ -119,7 +119,7 @@ def layers_svg(layers: tuple[LayerError, ...], width: float = WIDTH) -> str:
                 markersize=8, label="stays float", clip_on=False,
             )  # fmt: skip
         named = _named(measured, int(width / PER_NAME))
-        names = [_short(layers[column].name) for column in named]
+        names = [shown_name(layers[column].name, 22) for column in named]
         axes.set_xticks(named, names, rotation=55, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", labelsize=11.5, labelcolor=INK)
         if len(named) < len(layers):
@@ -156,11 +156,6 @@ def _axes(height: float, width: float) -> tuple[Figure, Axes]:
 
 def _legend(axes: Axes, columns: int = 2) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, borderaxespad=0.2, handletextpad=0.5)
-
-
-def _short(name: str, most: int = 22) -> str:
-    shown = name if len(name) <= most else f"…{name[1 - most :]}"
-    return shown.replace("$", r"\$")  # no mathematics in names
 
 
 def _svg(figure: Figure, title: str) -> str:

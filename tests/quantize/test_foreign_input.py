@@ -63,6 +63,13 @@ def test_a_typed_size_is_a_size(size: str, tmp_path: Path) -> None:
             read(f"range=1,size={size}")
 
 
+@pytest.mark.parametrize("text", ["size=24,size=32", "letterbox,crop", "fit=crop,letterbox", "layout=chwn"])
+def test_what_contradicts_itself_or_is_unknown_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(EdgeError, match=r"--input(: no| gives)") as refused:
+        of_told_size(of_any_size(tmp_path / "m.onnx"), text, tmp_path / "sized")
+    assert refused.value.hint
+
+
 def test_a_told_size_decides_for_tensorrt_and_leaves_the_cpu_free(tmp_path: Path) -> None:
     model = of_any_size(tmp_path / "m.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 24, 3), np.uint8)

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from pydantic import TypeAdapter, ValidationError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from pydantic import TypeAdapter
 
+from edgecnn.data.archives import DAMAGED
 from edgecnn.disk import fsync
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.placement import Placement
@@ -94,7 +95,7 @@ def read(path: Path, model: ir.Model) -> tuple[Candidate, Json] | None:
             notes=tuple(document["notes"]),
         )
         return candidate, document["told"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ValidationError):
+    except (*DAMAGED, OSError, AttributeError, IndexError, DecodeError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,19 @@ def test_a_candidate_of_the_given_graph_comes_back_with_that_graph(tmp_path: Pat
     read = checkpoint.read(tmp_path / "a.npz", tools.graph.model)
     assert read is not None
     assert read[0].model is tools.graph.model
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [1], 3, {}, {"own_model": True},
+        {"own_model": False, "axes": 3, "placement": {}, "ranges": {}, "methods": {}, "rungs": [], "notes": [],
+         "told": {}},
+    ],
+)  # fmt: skip
+def test_a_file_of_something_else_is_not_taken(document: object, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", document=np.frombuffer(json.dumps(document).encode(), np.uint8))
+    assert checkpoint.read(tmp_path / "a.npz", as_ir(hard_net())) is None
 
 
 def test_digests_tell_candidates_apart(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecnn import progress
+from edgecnn.data.archives import DAMAGED
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.noise_split import integer_weights, sqnr_of
 from edgecnn.quantize.placement import Graph
@@ -296,8 +296,7 @@ def _read(path: Path, key: str) -> Learned | None:
                 for i, name in enumerate(head["weights"])
             }
             biases = {name: file[f"bias{i}"] for i, name in enumerate(head["biases"])}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            factors = {int(group): factor for group, factor in head["factors"]}
+            return Learned(weights, biases, factors, head["held_out"], head["seen"], head["sure"])
+    except (*DAMAGED, OSError, AttributeError, IndexError):
         return None
-    return Learned(
-        weights, biases, {int(g): f for g, f in head["factors"]}, head["held_out"], head["seen"], head["sure"]
-    )

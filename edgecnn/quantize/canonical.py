@@ -56,6 +56,7 @@ def _canonical(loaded: onnx.ModelProto, path: Path) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.RemoveInitializersFromInputsPass()(model)
     _drop_copies(model.graph)
+    _write_axes(model.graph)
     _infer(model)
     if widen(model):
         _infer(model)
@@ -84,6 +85,18 @@ def _canonical(loaded: onnx.ModelProto, path: Path) -> ir.Model:
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             progress.current().note(f"{node.op_type} `{node.name}` holds a subgraph: what is in it stays float")
     return model
+
+
+def _write_axes(graph: ir.Graph) -> None:
+    """A Slice that leaves out its axes means the first ones; TensorRT's parser wants them written."""
+    for node in graph:
+        if node.op_type != "Slice" or (len(node.inputs) > 3 and node.inputs[3] is not None):
+            continue
+        starts = constant(node.inputs[1])
+        if starts is not None and len(node.inputs) > 2:
+            axes = add_initializer(graph, f"{node.name}.axes", np.arange(starts.size, dtype=np.int64), Names(graph))
+            node.resize_inputs(max(4, len(node.inputs)))
+            node.replace_input_with(3, axes)
 
 
 def runnable(path: Path) -> Path | onnx.ModelProto:

@@ -44,6 +44,17 @@ def test_batch_norm_folds_into_conv_and_the_weight_keeps_its_name(tmp_path: Path
     assert "c.weight" in canonical(path).graph.initializers
 
 
+def test_a_slice_without_axes_gets_them_written(tmp_path: Path) -> None:
+    net = Net(3)
+    ends = [net.constant(name, np.asarray(values)) for name, values in (("starts", [0, 1]), ("ends", [9, 5]))]
+    path = net.save(tmp_path / "m.onnx", net.op("Slice", net.conv("image", 8, 3, name="c"), *ends), rank=4)
+    assert equal(path) == ["Conv", "Slice"]
+    node = list(canonical(path).graph)[1]
+    assert node.inputs[3] is not None
+    assert node.inputs[3].const_value is not None
+    assert node.inputs[3].const_value.numpy().tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_batch_norm_folds_into_transposed_conv(tmp_path: Path, groups: int) -> None:
     net = Net(4)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx import helper
 
 from edgecnn.quantize.half_values import squared, watched
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.sessions import Feeds, open_session, run
 
 
@@ -43,15 +44,16 @@ def magnitudes(
     names, norms = watched(model.graph), squared(model.graph)
     if not names and not norms:
         return Magnitudes(largest, shapes=shapes)
+    own = Names(model.graph).prefix("edgecnn")
     del proto.graph.output[:]
     proto.graph.initializer.extend([
-        onnx.numpy_helper.from_array(np.float32(0.0), "edgecnn.zero"),
-        onnx.numpy_helper.from_array(np.float32(np.inf), "edgecnn.none"),
+        onnx.numpy_helper.from_array(np.float32(0.0), f"{own}.zero"),
+        onnx.numpy_helper.from_array(np.float32(np.inf), f"{own}.none"),
     ])  # fmt: skip
     for number, name in enumerate(names):
-        _smallest(proto.graph, name, f"edgecnn.smallest.{number}")
+        _smallest(proto.graph, name, own, number)
     for number, (name, axes) in enumerate(norms.values()):
-        _square_sum(proto.graph, name, axes, f"edgecnn.squares.{number}")
+        _square_sum(proto.graph, name, axes, f"{own}.squares.{number}")
     session = open_session(proto, simulate=True)
     smallest, squares = dict.fromkeys(names, float("inf")), dict.fromkeys(norms, 0.0)
     for feed in feeds:
@@ -61,11 +63,12 @@ def magnitudes(
     return Magnitudes(largest, smallest, squares, shapes)
 
 
-def _smallest(graph: onnx.GraphProto, name: str, output: str) -> None:
+def _smallest(graph: onnx.GraphProto, name: str, own: str, number: int) -> None:
+    output = f"{own}.smallest.{number}"
     steps = (
         helper.make_node("Abs", [name], [f"{output}.abs"]),
-        helper.make_node("Equal", [f"{output}.abs", "edgecnn.zero"], [f"{output}.is_zero"]),
-        helper.make_node("Where", [f"{output}.is_zero", "edgecnn.none", f"{output}.abs"], [f"{output}.rest"]),
+        helper.make_node("Equal", [f"{output}.abs", f"{own}.zero"], [f"{output}.is_zero"]),
+        helper.make_node("Where", [f"{output}.is_zero", f"{own}.none", f"{output}.abs"], [f"{output}.rest"]),
         helper.make_node("ReduceMin", [f"{output}.rest"], [output], keepdims=0),
     )
     graph.node.extend(steps)

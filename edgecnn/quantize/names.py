@@ -26,6 +26,12 @@ class Names:
         self.taken.add(found)
         return found
 
+    def prefix(self, wanted: str) -> str:
+        """What no name that is taken begins with, for names that a protobuf is given."""
+        while any(name.startswith(wanted) for name in self.taken):
+            wanted += "_"
+        return wanted
+
     def give(self, node: ir.Node, wanted: str) -> ir.Node:
         """The node and its outputs under free names."""
         node.name = self.free(wanted)

@@ -231,7 +231,8 @@ def _named(tensor: str = "", node: str = "", weight: str = "") -> Foreign:
 
 OURS = ("r_scale", "r_zero_point", "r_quantized", "r_dequantized", "r_clipped", "r_lowest", "r.fp16", "r.fp32", "y_float",
         "y.fp16", "w1_quantized", "w1_scale", "w1_dequantized", "w1.fp16", "edgecnn.seen", "edgecnn.probe", "probe_scale",
-        "val_0", "r.half", "r.back", "r.exact")  # fmt: skip
+        "val_0", "r.half", "r.back", "r.exact", "edgecnn.mean.0", "edgecnn.ReduceMax.0", "edgecnn.zero", "edgecnn.smallest.0",
+        "edgecnn.same.r")  # fmt: skip
 OUR_NODES = ("r_QuantizeLinear", "r_DequantizeLinear", "r_Clip", "r.to_fp16", "y.to_fp32", "w1_quantized_DequantizeLinear",
              "edgecnn.probe")  # fmt: skip
 

@@ -60,7 +60,7 @@ ASKED = [(name, scheme) for name, scheme in product(ZOO, SCHEMES) if not name.st
 @pytest.mark.parametrize(("name", "scheme"), ASKED)
 def test_ends_and_answers(name: str, scheme: str, tmp_path: Path) -> None:
     path = ZOO[name]().save(tmp_path / "m.given.onnx")
-    climbs = scheme == "cpu" and not name.startswith(NAMED)
+    climbs = scheme == "cpu" and (not name.startswith(NAMED) or "edgecnn." in name)
     report = quantized(path, SCHEMES[scheme], *(("auto", "auto") if climbs else ()))
     assert not [rung for rung in report["ladder"] if "failed" in rung["why"]]  # type: ignore[attr-defined]
     made = [file for file in (tmp_path / "model.onnx", tmp_path / "typed.onnx") if file.exists()]

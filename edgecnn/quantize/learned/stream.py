@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from edgecnn.quantize.calibrate import Feeder
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.sessions import open_session, run_each
 
 Tensors = dict[str, np.ndarray]
@@ -32,14 +33,14 @@ def between(model: ir.Model, inputs: list[str], outputs: list[str]) -> onnx.Mode
             waiting += [each for each in proto.graph.node[number].input if each and each not in inputs]
     types = {value.name: value.type.tensor_type.elem_type for value in (*proto.graph.value_info, *proto.graph.input)}
     kept = [node for number, node in enumerate(proto.graph.node) if number in needed]
-    same = [name for name in outputs if name in inputs]
-    kept += [onnx.helper.make_node("Identity", [name], [f"edgecnn.same.{name}"]) for name in same]
+    same, own = [name for name in outputs if name in inputs], Names(model.graph).prefix("edgecnn.same")
+    kept += [onnx.helper.make_node("Identity", [name], [f"{own}.{name}"]) for name in same]
     used = {name for node in kept for name in node.input}
     graph = onnx.helper.make_graph(
         kept, "part",
         [onnx.helper.make_tensor_value_info(name, types.get(name, onnx.TensorProto.FLOAT), None)
          for name in inputs if name in used],
-        [onnx.ValueInfoProto(name=f"edgecnn.same.{name}" if name in same else name) for name in outputs],
+        [onnx.ValueInfoProto(name=f"{own}.{name}" if name in same else name) for name in outputs],
         [array for array in proto.graph.initializer if array.name in constants],
     )  # fmt: skip
     return onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)

@@ -24,6 +24,7 @@ from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.canonical import constant, opset
 from edgecnn.quantize.learned.blocks import Block, alive, cut
 from edgecnn.quantize.learned.stream import Tensors, between, evaluate, fed
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.noise_split import integer_weights
 from edgecnn.quantize.placement import Graph
 from edgecnn.quantize.recover.effort import affordable, share, some
@@ -205,12 +206,12 @@ def _means(
     feeds: Iterable[Feeds], *, simulate: bool,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Mean output of each channel per inference, (inferences, channels), by node name; `proto` has no outputs yet."""
-    operators = {node.name or "": node.op_type for node in model.graph}
+    operators, own = {node.name or "": node.op_type for node in model.graph}, Names(model.graph).prefix("edgecnn.mean")
     for number, name in enumerate(names):
         rank = len(graph.shapes[targets[name]])
         channel = 1 if operators[name] in ("Conv", "ConvTranspose") else rank - 1
         axes = [axis for axis in range(rank) if axis != channel]
-        add_reduction(proto, "ReduceMean", targets[name], f"edgecnn.mean.{number}", axes, opset(model))
+        add_reduction(proto, "ReduceMean", targets[name], f"{own}.{number}", axes, opset(model))
     session = open_session(proto, simulate=simulate)
     rows = [[np.asarray(value, np.float64).reshape(-1) for value in values] for values in run_each(session, feeds)]
     return {name: np.stack([row[number] for row in rows]) for number, name in enumerate(names)}

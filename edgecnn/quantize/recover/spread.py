@@ -12,6 +12,7 @@ import onnx_ir as ir
 from edgecnn.progress import track
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.canonical import opset
+from edgecnn.quantize.names import Names
 from edgecnn.quantize.placement import Graph
 from edgecnn.quantize.sessions import expose, open_session, run_each
 
@@ -50,11 +51,11 @@ class Spread:
 
 def spreads(feeder: Feeder, graph: Graph, tensors: list[str], sample: list[int]) -> dict[str, Spread]:
     """Spread by tensor name, of float tensors with channels on axis 1."""
-    proto = expose(feeder.model, [])
+    proto, own = expose(feeder.model, []), Names(feeder.model.graph).prefix("edgecnn")
     for number, tensor in enumerate(tensors):
         axes = [axis for axis in range(len(graph.shapes[tensor])) if axis != 1]
         for measure in _MEASURES:
-            add_reduction(proto, measure, tensor, f"edgecnn.{measure}.{number}", axes, opset(feeder.model))
+            add_reduction(proto, measure, tensor, f"{own}.{measure}.{number}", axes, opset(feeder.model))
     session = open_session(proto)
     found: dict[str, list[list[np.ndarray]]] = {tensor: [] for tensor in tensors}
     for values in track(run_each(session, feeder.feeds(sample)), "channels", math.ceil(len(sample) / feeder.batch)):

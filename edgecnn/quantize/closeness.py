@@ -35,7 +35,7 @@ def picked(graph: ir.Graph) -> dict[str, bool]:
 def ratio(exact: Arrays, found: Arrays, *, order: bool = False) -> Sqnr:
     """Of one output, image by image; indices count as the numbers that they are. `order`: whatever that of the rows."""
     if order:
-        exact, found = [_in_order(values) for values in exact], [_in_order(values) for values in found]
+        exact, found = [in_order(values) for values in exact], [in_order(values) for values in found]
     pairs = [powers(want[None].astype(np.float64), got[None]) for want, got in zip(exact, found, strict=True)]
     return sqnr([float(signal[0]) for signal, _ in pairs], [float(noise[0]) for _, noise in pairs])
 
@@ -70,13 +70,13 @@ def _others(exact: np.ndarray, found: np.ndarray, order: bool) -> float:
     if exact.size == 0:
         return 0.0
     if order:
-        exact, found = _in_order(exact), _in_order(found)
+        exact, found = in_order(exact), in_order(found)
     a, b = exact.astype(np.float64), found.astype(np.float64)
     largest = float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
     alike = np.abs(a - b) <= (_ALIKE * largest if exact.dtype.kind == "f" else 0.0)
     return float(1.0 - np.mean(alike | (a == b)))
 
 
-def _in_order(values: np.ndarray) -> np.ndarray:
-    """Every column (N, rows, …) sorted by itself."""
+def in_order(values: np.ndarray) -> np.ndarray:
+    """Every column (N, rows, …) sorted by itself: two rows that change places behind a TopK are no error."""
     return np.sort(values, axis=min(1, values.ndim - 1)) if values.ndim else values

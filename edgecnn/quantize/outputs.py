@@ -11,6 +11,7 @@ import onnx_ir as ir
 from edgecnn.progress import track
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Feeder, ImageSource
+from edgecnn.quantize.closeness import in_order, picked
 from edgecnn.quantize.sessions import open_session, run_each
 from edgecnn.stats import Sqnr, powers, sqnr
 
@@ -67,6 +68,7 @@ class Told:
 def told(feeder: Feeder, held: ImageSource | NamedArrays | None, quantized: ir.Model, *, classes: bool) -> Told:
     """Compare `quantized`, in float simulation, with the feeder's float model.
 
+    Behind a sorting (TopK, NonMaxSuppression) each column is compared whatever the order of its rows.
     Images that did not calibrate are taken where there are enough: those of the feeder past its count, else `held`.
 
     Args:
@@ -76,13 +78,16 @@ def told(feeder: Feeder, held: ImageSource | NamedArrays | None, quantized: ir.M
     exact = run_each(open_session(feeder.model), source.feeds(sample))
     simulated = run_each(open_session(quantized, simulate=True), source.feeds(sample))
     batch, rows = source.batch, []
+    sorted_by = picked(feeder.model.graph)
+    ordered = {place for place, value in enumerate(feeder.model.graph.outputs) if sorted_by.get(value.name or "")}
     floats: list[int] = []
     equal: list[np.ndarray] = []
     steps = track(zip(exact, simulated, strict=True), "compare outputs", -(-len(sample) // batch))
     for number, (wanted, got) in enumerate(steps):
         real = min(batch, len(sample) - number * batch)
         floats = [place for place, values in enumerate(wanted) if values.dtype.kind == "f"]
-        rows.append(np.stack([by_image(wanted[place], got[place], batch, real) for place in floats] or [np.empty(0)]))
+        pairs = [(in_order(wanted[p]), in_order(got[p])) if p in ordered else (wanted[p], got[p]) for p in floats]
+        rows.append(np.stack([by_image(*pair, batch, real) for pair in pairs] or [np.empty(0)]))
         if classes:
             equal.append(_same_answer(wanted[0], got[0], real))
     names = [feeder.model.graph.outputs[place].name or "" for place in floats]

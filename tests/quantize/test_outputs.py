@@ -76,6 +76,24 @@ def test_what_is_told_is_what_images_that_did_not_calibrate_give(tmp_path: Path)
     assert next(iter(record["outputs"].values()))["pooled"] == record["sqnr_db"]
 
 
+def test_rows_behind_a_sorting_may_change_places(tmp_path: Path) -> None:
+    net = Net(3)
+    flat = net.op("Reshape", net.conv("image", 4, 3, name="c"), net.constant("shape", np.array([0, -1])))
+    most = net.constant("most", np.array([40]))
+    net.nodes.append(onnx.helper.make_node("TopK", [flat, most], ["top", "place"], "topk", axis=1))
+    model = net.save(tmp_path / "m.onnx", net.op("Cast", "place", to=onnx.TensorProto.FLOAT))
+    images = mixed_pictures(0, 48)
+    quantize_model(tmp_path, QuantizeSpec(images=8, ranges="minmax"), TENSORRT, model, images, contract())
+    exact, found = (answers(path, images.images[8:]) for path in (model, tmp_path / "model.onnx"))
+    by_row, by_column = (
+        float((a**2).sum() / ((a - b) ** 2).sum())
+        for a, b in ((exact, found), (np.sort(exact, axis=1), np.sort(found, axis=1)))
+    )
+    told = json.loads((tmp_path / "quantize.json").read_text())["sqnr_db"]
+    assert told == pytest.approx(10 * np.log10(by_column), abs=0.05)
+    assert told > 10 * np.log10(by_row) + 5
+
+
 def test_without_others_the_calibration_images_are_told_as_such(tmp_path: Path) -> None:
     spec = QuantizeSpec(images=20, ranges="minmax")
     model = residual_net(tmp_path / "m.onnx")

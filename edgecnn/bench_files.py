@@ -9,7 +9,7 @@ from typing import Any
 
 from edgecnn.device import DeviceProfile
 from edgecnn.errors import EdgeError
-from edgecnn.foreign import of_told_size
+from edgecnn.foreign_input import of_told_size
 from edgecnn.hosts import HERE, Boards
 from edgecnn.recipe import BenchSpec
 from edgecnn.report.board_figures import board_notes, board_text

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from edgecnn.data import load_images
 from edgecnn.disk import write_json
 from edgecnn.errors import EdgeError
-from edgecnn.foreign import contract_of, feeds_of
+from edgecnn.foreign import feeds_of
+from edgecnn.foreign_input import contract_of
 from edgecnn.needs import check_writable
 from edgecnn.quantize import check_onnx
 from edgecnn.recipe import QuantizeSpec, RangeMethod

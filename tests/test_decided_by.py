@@ -36,7 +36,7 @@ STAGES: list[tuple[Callable[..., None], tuple[str, ...], tuple[str, ...]]] = [
 ]
 DISTRIBUTIONS = {
     "PIL": "pillow", "sklearn": "scikit-learn", "onnx_ir": "onnx-ir", "yaml": "pyyaml",
-    "faster_coco_eval": "faster-coco-eval",
+    "faster_coco_eval": "faster-coco-eval", "google": "protobuf",
 }  # fmt: skip
 # What another library or build of the same code brings.
 BESIDE = {
@@ -46,6 +46,7 @@ EVERYWHERE = {
     "pydantic": "checks what a person wrote",
     "pyyaml": "reads text",
     "safetensors": "moves bytes",
+    "protobuf": "moves bytes",
 }
 DECIDES_NOTHING = {
     ("prepare", "numpy"): "integers, and RandomState, whose stream is fixed",

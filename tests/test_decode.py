@@ -20,8 +20,8 @@ from edgecnn.cli import app
 from edgecnn.commands import quantize_file
 from edgecnn.decode import STRIDES, cells, decode, layout
 from edgecnn.errors import EdgeError
-from edgecnn.foreign import contract_of
 from edgecnn.foreign_boxes import as_detector, labelled_boxes, share_out_boxes
+from edgecnn.foreign_input import contract_of
 from edgecnn.recipe import Promise, QuantizeSpec
 
 LAYOUTS = ("yolox", "yolox-pixels", "yolov8")

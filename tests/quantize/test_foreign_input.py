@@ -11,8 +11,8 @@ from foreign_zoo import FLOAT, ZOO, Foreign, N
 from onnx import TensorProto, helper
 
 from edgecnn.errors import EdgeError
-from edgecnn.foreign import contract_of, of_told_size, quantize_foreign
-from edgecnn.foreign_input import free_sides
+from edgecnn.foreign import quantize_foreign
+from edgecnn.foreign_input import contract_of, free_sides, of_told_size
 from edgecnn.quantize.arrays import read_arrays
 from edgecnn.recipe_file import load_device
 

@@ -13,7 +13,7 @@ from quantize_graphs import CPU, TENSORRT, Pictures
 
 from edgecnn import stats
 from edgecnn.errors import EdgeError
-from edgecnn.foreign import contract_of
+from edgecnn.foreign_input import contract_of
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools
 from edgecnn.quantize.canonical import canonical

@@ -132,6 +132,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _interrupted() -> int:
+    # Where it hit an `exec` of text, as every dataclass is made by, Python under -m would end by the signal instead of
+    # with our code; it forgets that with the next one.
+    exec("pass")
     print("\ninterrupted: finished stages are kept; the same command continues", file=sys.stderr)
     return INTERRUPTED
 

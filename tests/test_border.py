@@ -156,6 +156,15 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) in ((141, ""), (0, ""))  # 0: all of it fitted into the pipe
 
 
+def test_ctrl_c_while_a_class_is_made_is_130_too(tmp_path: Path) -> None:
+    module = "from edgecnn.cli_border import run\nrun(lambda: exec('raise KeyboardInterrupt'))\n"
+    (tmp_path / "interrupted.py").write_text(module)
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{HERE}/.."}
+    )
+    assert done.returncode == 130
+
+
 def test_a_full_disk_behind_stdout_is_said() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

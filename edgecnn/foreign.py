@@ -16,7 +16,7 @@ from edgecnn.errors import EdgeError
 from edgecnn.foreign_boxes import as_detector, labelled_boxes, share_out_boxes
 from edgecnn.foreign_budget import promise_of, recover_of, share_out, verdict_of
 from edgecnn.foreign_input import contract_of, fixed, free_sides, image_shapes
-from edgecnn.io_contract import IoContract
+from edgecnn.io_contract import IoContract, fed_inputs
 from edgecnn.needs import check_writable
 from edgecnn.progress import current
 from edgecnn.quantize import check_onnx, quantize_model
@@ -234,8 +234,7 @@ def feeds_of(model: Path, data: Path) -> NamedArrays | None:
     from edgecnn.quantize.arrays import read_arrays
 
     graph = onnx.load(str(model), load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value.name for value in graph.input if value.name not in weights]
+    inputs = [value.name for value in fed_inputs(graph)]
     if len(inputs) > 1 and data.suffix != ".npz":
         raise EdgeError(
             f"`{model}` has {len(inputs)} inputs ({', '.join(inputs)}), and `{data}` is not an .npz file",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from edgecnn.errors import EdgeError
-from edgecnn.io_contract import MOST_SIDE, InputContract, IoContract, OutputContract, read_contract
+from edgecnn.io_contract import MOST_SIDE, InputContract, IoContract, OutputContract, fed_inputs, read_contract
 from edgecnn.quantize import check_readable
 from edgecnn.recipe import Normalization
 from edgecnn.recipe_file import nearest_hint
@@ -89,8 +89,7 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
     import onnx
 
     graph = onnx.load(str(model), load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
+    inputs = fed_inputs(graph)
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs)
         raise EdgeError(f"`{model}` has {len(inputs)} inputs ({names}); one image input is needed")
@@ -236,11 +235,9 @@ def _read(model: Path) -> onnx.ModelProto:
 def free_sides(model: Path) -> dict[str, list[int | None]]:
     """Shapes of the inputs that have a free dimension besides the batch; None where it is free."""
     graph = _read(model).graph
-    weights = {tensor.name for tensor in graph.initializer}
     shapes = {
         value.name: [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
-        for value in graph.input
-        if value.name not in weights
+        for value in fed_inputs(graph)
     }
     return {name: shape for name, shape in shapes.items() if None in shape[1:]}
 

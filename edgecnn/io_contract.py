@@ -7,13 +7,16 @@ of size, layout, colour or normalization cannot happen downstream.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from edgecnn.errors import EdgeError
 from edgecnn.recipe import Normalization, SuppressSpec, Task
 from edgecnn.spec import Spec
+
+if TYPE_CHECKING:
+    import onnx
 
 KEY = "edgecnn.io"
 MOST_SIDE = 2**14  # pixels
@@ -58,6 +61,13 @@ class IoContract(Spec):
         from edgecnn.feeding import Feeding
 
         return Feeding.of(self.model_dump(exclude={"classes"}))(images)
+
+
+def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The graph's inputs that a user feeds: older files name their weights among them."""
+    weights = {tensor.name for tensor in graph.initializer}
+    weights |= {tensor.values.name for tensor in graph.sparse_initializer}
+    return [value for value in graph.input if value.name not in weights]
 
 
 def read_contract(model: Path) -> IoContract | None:

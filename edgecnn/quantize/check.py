@@ -10,6 +10,7 @@ import onnx
 import onnx.numpy_helper
 
 from edgecnn.errors import EdgeError
+from edgecnn.io_contract import fed_inputs
 from edgecnn.quantize.stored import check_sizes, check_tensors, check_windows
 from edgecnn.quantize.wiring import check_wiring
 
@@ -220,8 +221,7 @@ def _runs_on(loop: onnx.NodeProto) -> bool:
 
 
 def _ends(model: onnx.ModelProto, path: Path) -> None:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
+    inputs = fed_inputs(model.graph)
     if not inputs:
         raise EdgeError(f"`{path}` has no input", "export the model again")
     for kind, values in (("input", inputs), ("output", list(model.graph.output))):

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 
 from edgecnn.errors import InternalError
+from edgecnn.io_contract import fed_inputs
 
 Dims = tuple[int | str, ...]
 
@@ -23,9 +24,7 @@ class Ends:
     def of(model: onnx.ModelProto | Path) -> Ends:
         """Of a model or file."""
         proto = onnx.load(str(model), load_external_data=False) if isinstance(model, Path) else model
-        weights = {tensor.name for tensor in proto.graph.initializer}
-        weights |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
-        return Ends(tuple(v for v in proto.graph.input if v.name not in weights), tuple(proto.graph.output))
+        return Ends(tuple(fed_inputs(proto.graph)), tuple(proto.graph.output))
 
     def declare(self, model: onnx.ModelProto) -> None:
         """Give the model's inputs and outputs the declared types and shapes, in place.

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from zoo_models import SAMPLE
 
+from edgecnn.data import Images
 from edgecnn.device import Scheme
 from edgecnn.errors import EdgeError
 from edgecnn.io_contract import InputContract, IoContract
@@ -174,24 +175,11 @@ def source(name: str, model: Path) -> tuple[Any, IoContract]:
     )
     if name in ZOO:
         noise = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), np.uint8)
-        return Pictures(noise), contract
+        return Images((noise,)), contract
     archive = zipfile.ZipFile(data() / "coco128-train" / "coco128-train.zip")
     files = sorted(file for file in archive.namelist() if file.endswith(".jpg"))[:IMAGES]
     images = [detect.letterbox(Image.open(io.BytesIO(archive.read(file))), side, centred=True)[0] for file in files]
-    return Pictures(np.stack(images)), contract
-
-
-class Pictures:
-    """Calibration images in memory."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, start: int, stop: int) -> np.ndarray:
-        return self.images[start:stop]
+    return Images((np.stack(images),)), contract
 
 
 def data() -> Path:

@@ -33,6 +33,7 @@ def side_of(model: Path) -> int:
 def quantize(folder: Path, ranges: str = "auto") -> dict[str, Any]:
     """model.onnx → int8/ by edgecnn in TensorRT's scheme; its typed graph is held to the 10.3 rules."""
     from edgecnn.backends.trt_rules import check
+    from edgecnn.data import Images
     from edgecnn.errors import EdgeError
     from edgecnn.io_contract import InputContract, IoContract
     from edgecnn.quantize import model as _  # noqa: F401  # imported here, not on the clock
@@ -53,7 +54,7 @@ def quantize(folder: Path, ranges: str = "auto") -> dict[str, Any]:
     start, cpu = time.monotonic(), time.process_time()
     try:
         spec = QuantizeSpec.model_validate({"images": IMAGES, "ranges": ranges, "recover": "off"})
-        quantize_model(out, spec, load_device("rtx-3060").scheme, model, _Pictures(noise(side)), contract)
+        quantize_model(out, spec, load_device("rtx-3060").scheme, model, Images((noise(side),)), contract)
     except EdgeError as error:
         return {"refusals": [{"by": "edgecnn", "node": "", "words": error.message}]}
     seconds, cpu = time.monotonic() - start, time.process_time() - cpu
@@ -71,17 +72,6 @@ def quantize(folder: Path, ranges: str = "auto") -> dict[str, Any]:
         "int8_macs": report["coverage"]["macs"],
         "sqnr_db": report["sqnr_db"],
     }
-
-
-class _Pictures:
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, start: int, stop: int) -> np.ndarray:
-        return self.images[start:stop]
 
 
 def peer(folder: Path, ranges: str = "auto") -> dict[str, Any]:

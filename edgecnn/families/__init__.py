@@ -115,6 +115,16 @@ def refuse_unknown(model: ModelSpec, names: tuple[str, ...]) -> None:
         )
 
 
+def refuse_weights(model: ModelSpec, library: str, known: tuple[str, ...]) -> None:
+    """Raise an EdgeError unless `model.weights`, which names no file, is one of those that its library knows."""
+    name = str(model.weights)
+    if name not in known:
+        raise EdgeError(
+            f"`{model.section}.weights`: no file `{name}`, and {library} has no weights `{name}` for `{model.name}`",
+            nearest(name, known, "weights"),
+        )
+
+
 def nearest(name: str, names: tuple[str, ...], noun: str) -> str:
     """A hint: the nearest names, or the first few."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

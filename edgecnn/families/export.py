@@ -12,7 +12,7 @@ from edgecnn.store import Artifact, decided_by
 
 @decided_by("torch", *LIBRARIES, "onnxscript", "onnx", "onnx-ir")
 def export(out: Path, spec: ExportSpec, model_spec: ModelSpec, model: Artifact) -> None:
-    """Write model.onnx (opset 19, IR 9, metadata `edgecnn.io`) and names.json {ONNX weight name: torch module path}.
+    """Write model.onnx (opset 19, IR 9, metadata `edgecnn.io`); its names follow the torch modules.
 
     Input `images`: uint8 (N, S, S, C), or float32 (N, C, S, S) of values 0..1. Output `logits`: float32 (N, classes).
     N is `batch` (dynamic) or fixed. BatchNorm is folded into the convolution before it. The same weights give the

@@ -7,7 +7,6 @@ average pooling as one node, names that follow the torch modules, no trace of wh
 from __future__ import annotations
 
 import ast
-import json
 import re
 import warnings
 from pathlib import Path
@@ -24,9 +23,8 @@ from torch import nn
 from edgecnn import __version__
 from edgecnn.child import Json, serve
 from edgecnn.errors import EdgeError
-from edgecnn.families.deployed import Deployed, deployed
 from edgecnn.families.pooling import window
-from edgecnn.families.trained import ModelCard, read_trained
+from edgecnn.families.trained import Deployed, ModelCard, deployed, read_trained
 from edgecnn.io_contract import KEY, InputContract, IoContract
 from edgecnn.progress import current
 from edgecnn.recipe import ExportSpec
@@ -63,10 +61,10 @@ def work(job: Json) -> Json:
     out = Path(job["out"])
     torch.set_num_threads(1)
     trained = read_trained(Path(job["model"]))
-    ready = deployed(trained.card.family, trained.net, trained.card.image_size)
+    ready = deployed(trained)
     wrapped = Preprocessed(ready.net, trained.card, spec).eval()
     model = translate(wrapped, trained.card, spec, tuple(output.name for output in ready.outputs))
-    names = _rename(model, set(trained.net.state_dict()))
+    _rename(model, set(trained.net.state_dict()))
     _clean(model)
     contract = _contract(trained.card, spec, ready)
     model.metadata_props[KEY] = contract.model_dump_json()
@@ -74,7 +72,6 @@ def work(job: Json) -> Json:
     proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     onnx.checker.check_model(proto)
     (out / "model.onnx").write_bytes(proto.SerializeToString(deterministic=True))
-    (out / "names.json").write_text(json.dumps(names, indent=1, sort_keys=True))
     _compare(out / "model.onnx", wrapped, trained.card, spec)
     return {"nodes": len(proto.graph.node)}
 
@@ -133,21 +130,21 @@ def _average_pool(self: Any, output_size: Any) -> Any:
     return opset19.AveragePool(self, kernel_shape=shape, strides=shape)
 
 
-def _rename(model: ir.Model, parameters: set[str]) -> dict[str, str]:
-    """Name weights, nodes and values after the torch modules; return {weight name: module path}.
+def _rename(model: ir.Model, parameters: set[str]) -> None:
+    """Name weights, nodes and values after the torch modules.
 
     A weighted node is called by its module (`layer1.0.conv1`), any other by module and operator (`layer1.0.add`), a
     second one of that name gets `_1`; its output is the same with `.out`.
     """
     for value in list(model.graph.initializers.values()):
         value.name = _own(str(value.name))
-    modules: dict[str, str] = {}
+    named: set[str] = set()
     taken: dict[str, int] = {}
     for node in model.graph:
         path = _module_path(node)
         weights = [value for value in node.inputs if value is not None and value.is_initializer()]
         if node.op_type in WEIGHTED and weights:
-            path = name = _name_weights(node, weights, path, parameters, modules)
+            path = name = _name_weights(node, weights, path, parameters, named)
         else:
             name = f"{path}.{node.op_type.lower()}" if path else node.op_type.lower()
         count = taken.get(name, 0)
@@ -159,10 +156,6 @@ def _rename(model: ir.Model, parameters: set[str]) -> dict[str, str]:
         for number, value in enumerate(node.inputs):  # constants that the exporter counted: shapes, axes, paddings
             if value is not None and value.is_initializer() and re.fullmatch(r"val_\d+", str(value.name)):
                 value.name = f"{node.name}.in{number}"
-    for name in model.graph.initializers:
-        if name in parameters:
-            modules.setdefault(name, name.rpartition(".")[0])
-    return modules
 
 
 def _module_path(node: ir.Node) -> str:
@@ -179,9 +172,7 @@ def _own(name: str) -> str:
     return name
 
 
-def _name_weights(
-    node: ir.Node, weights: list[ir.Value], path: str, parameters: set[str], modules: dict[str, str]
-) -> str:
+def _name_weights(node: ir.Node, weights: list[ir.Value], path: str, parameters: set[str], named: set[str]) -> str:
     """Name a node's weight and bias `<module>.weight`, `<module>.bias`; return the module's path."""
     kernel = next((value for value in weights if len(value.shape or ()) > 1), weights[0])
     if kernel.name in parameters:  # a Conv with a folded BatchNorm says the BatchNorm's path; its weight says its own
@@ -189,9 +180,9 @@ def _name_weights(
     taken = node.graph.initializers if node.graph is not None else {}
     for value in weights:
         wanted = f"{path}.{'weight' if value is kernel else 'bias'}"
-        if value.name not in parameters and value.name not in modules and wanted not in taken:
+        if value.name not in parameters | named and wanted not in taken:
             value.name = wanted
-        modules.setdefault(str(value.name), path)
+        named.add(str(value.name))
     return path
 
 

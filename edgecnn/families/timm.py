@@ -5,11 +5,9 @@ from __future__ import annotations
 import timm
 from torch import nn
 
-from edgecnn import progress
-from edgecnn.errors import EdgeError
-from edgecnn.families import nearest, refuse_unknown
+from edgecnn.families import refuse_unknown, refuse_weights
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
-from edgecnn.families.weights import check_fits, load_file
+from edgecnn.families.weights import check_fits, load_file, not_fetched, start_head
 from edgecnn.recipe import ModelSpec
 
 
@@ -46,31 +44,14 @@ def create(model: ModelSpec, classes: int, channels: int, *, new_head: bool = Fa
 def _pretrained(
     model: ModelSpec, architecture: str, tag: str, classes: int, options: dict[str, object], *, new_head: bool
 ) -> nn.Module:
-    asked = str(model.weights)
-    known = library_weights(architecture)
-    if asked not in known:
-        raise EdgeError(
-            f"`{model.section}.weights`: no file `{asked}`, and timm has no weights `{asked}` for `{architecture}`",
-            nearest(asked, known, "weights"),
-        )
-    chosen = tag if asked == "pretrained" else asked
+    refuse_weights(model, "timm", library_weights(architecture))
+    chosen = tag if model.weights == "pretrained" else model.weights
     name = f"{architecture}.{chosen}" if chosen else architecture
     config = timm.get_pretrained_cfg(name)
     if config.num_classes != classes:
-        if not new_head:
-            raise EdgeError(
-                f"timm's weights `{name}` answer {config.num_classes} classes, the data has {classes}",
-                "train (`train.epochs` above 0 starts a new head), or take weights for these classes",
-            )
-        progress.current().note(
-            f"timm `{name}`: {config.num_classes} classes; a new head for {classes} starts untrained"
-        )
+        start_head(f"`{name}`", config.num_classes, classes, "its head", new_head=new_head)
     try:
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # huggingface_hub's, urllib's and socket errors
-        text = str(error).split("\n")[0]
-        raise EdgeError(
-            f"timm's weights `{name}` could not be fetched: {text}",
-            f"where there is a network, download model.safetensors of https://huggingface.co/{config.hf_hub_id} "
-            "and write `weights: ./model.safetensors`",
-        ) from error
+        url = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors"
+        raise not_fetched(f"timm's weights `{name}`", model, error, url) from error

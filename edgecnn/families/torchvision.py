@@ -9,10 +9,10 @@ import torchvision
 from torch import nn
 
 from edgecnn.errors import EdgeError
-from edgecnn.families import fetched_file, nearest, refuse_unknown
+from edgecnn.families import fetched_file, refuse_unknown, refuse_weights
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.pickled import State
-from edgecnn.families.weights import check_fits, fit_state, read_weights
+from edgecnn.families.weights import check_fits, fit_state, not_fetched, read_weights
 from edgecnn.recipe import ModelSpec
 
 # GoogLeNet and Inception train with side heads, and their weight files hold them; here there is one output.
@@ -81,22 +81,15 @@ def _set_dropout(net: nn.Module, model: ModelSpec) -> None:
 
 
 def _download(model: ModelSpec, name: str) -> State:
-    known = library_weights(model.name)
-    if name not in known:
-        raise EdgeError(
-            f"`{model.section}.weights`: no file `{name}`, and torchvision has no weights `{name}` for `{model.name}`",
-            nearest(name, known, "weights"),
-        )
+    refuse_weights(model, "torchvision", library_weights(model.name))
+    told = f"torchvision's weights `{name}` for `{model.name}`"
     weights = torchvision.models.get_model_weights(model.name)[name]
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except UnpicklingError as error:  # what lies in torch's cache is not what was published
         raise EdgeError(
-            f"torchvision's weights `{name}` for `{model.name}` are kept as a pickle that holds more than weights",
+            f"{told} are kept as a pickle that holds more than weights",
             f"remove `{fetched_file(weights.url.rsplit('/')[-1])}`, and they are fetched again",
         ) from error
     except Exception as error:  # urllib, socket and hash errors
-        raise EdgeError(
-            f"torchvision's weights `{name}` for `{model.name}` could not be fetched: {error}",
-            f"where there is a network, download {weights.url} and write `weights: ./{weights.url.rsplit('/')[-1]}`",
-        ) from error
+        raise not_fetched(told, model, error, weights.url) from error

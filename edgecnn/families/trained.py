@@ -10,7 +10,8 @@ from torch import nn
 
 from edgecnn.families import load_family
 from edgecnn.families.weights import fit_state, read_weights
-from edgecnn.recipe import FamilyName, ModelSpec, Normalization
+from edgecnn.io_contract import OutputContract
+from edgecnn.recipe import FamilyName, ModelSpec, Normalization, Task
 from edgecnn.spec import Spec
 
 WEIGHTS = "weights.safetensors"
@@ -38,6 +39,24 @@ class Trained:
 
     net: nn.Module
     card: ModelCard
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A network as it ships: `net` takes normalized float32 (N, C, S, S) and answers `outputs`, in that order."""
+
+    net: nn.Module
+    outputs: tuple[OutputContract, ...]
+    task: Task
+
+
+def deployed(trained: Trained) -> Deployed:
+    """Bring a trained network into the form that is exported."""
+    if trained.card.family != "ultralytics":
+        return Deployed(trained.net, (OutputContract(name="logits", meaning="logits"),), "classify")
+    from edgecnn.families import ultralytics
+
+    return ultralytics.deployed(trained.net, trained.card.image_size)
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

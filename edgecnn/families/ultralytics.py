@@ -21,11 +21,11 @@ from torch import nn
 
 from edgecnn import progress
 from edgecnn.errors import EdgeError
-from edgecnn.families import ULTRALYTICS_RELEASE, fetched_file, nearest, refuse_unknown
-from edgecnn.families.deployed import Deployed
+from edgecnn.families import ULTRALYTICS_RELEASE, fetched_file, refuse_unknown, refuse_weights
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.pickled import State
-from edgecnn.families.weights import fit_state, read_weights
+from edgecnn.families.trained import Deployed
+from edgecnn.families.weights import fit_state, not_fetched, read_weights, start_head
 from edgecnn.io_contract import OutputContract
 from edgecnn.recipe import ModelSpec
 
@@ -122,13 +122,7 @@ def layers_of(name: str) -> dict[str, Any]:
 
 def _published(model: ModelSpec, name: str) -> Path:
     """Ultralytics' own file, fetched once into torch's cache."""
-    known = library_weights(model.name)
-    if name not in known:
-        raise EdgeError(
-            f"`{model.section}.weights`: no file `{name}`, and Ultralytics publishes no such weights for "
-            f"`{model.name}`",
-            nearest(name, known, "weights"),
-        )
+    refuse_weights(model, "Ultralytics", library_weights(model.name))
     path = fetched_file(name)
     if not path.is_file():
         progress.current().note(f"fetching {ULTRALYTICS_RELEASE}/{name}")
@@ -136,10 +130,8 @@ def _published(model: ModelSpec, name: str) -> Path:
         try:
             torch.hub.download_url_to_file(f"{ULTRALYTICS_RELEASE}/{name}", str(path), progress=False)
         except Exception as error:  # urllib's and socket errors
-            raise EdgeError(
-                f"Ultralytics' weights `{name}` could not be fetched: {str(error).splitlines()[0]}",
-                f"download {ULTRALYTICS_RELEASE}/{name} where there is a network, and write "
-                f"`{model.section}.weights: ./{name}`",
+            raise not_fetched(
+                f"Ultralytics' weights `{name}`", model, error, f"{ULTRALYTICS_RELEASE}/{name}"
             ) from error
     return path
 
@@ -153,13 +145,7 @@ def _fit(net: nn.Module, state: State, source: str, *, new_head: bool) -> None:
     last = [name for name in misfits if name.endswith(".2.weight")]
     if misfits:
         given = state[last[0]].shape[0] if last else "other"
-        classes = head_of(net).nc
-        if not new_head:
-            raise EdgeError(
-                f"the weights {source} answer {given} classes, the data has {classes}",
-                "train (`train.epochs` above 0 starts new class branches), or take weights for these classes",
-            )
-        progress.current().note(f"{source}: {given} classes; the head's class branches for {classes} start untrained")
+        start_head(source, given, head_of(net).nc, "its class branches", new_head=new_head)
         state = {**state, **{name: own[name] for name in misfits}}
     fit_state(net, state, source, new_head=False)
 

@@ -174,14 +174,7 @@ def fit_state(net: nn.Module, state: State, source: str, *, new_head: bool) -> N
     unknown = [name for name in state if name not in own]
     if misfits and not absent and not unknown and all(name.rpartition(".")[0] == head for name in misfits):
         given_classes, classes = state[misfits[0]].shape[0], own[misfits[0]].shape[0]
-        if not new_head:
-            raise EdgeError(
-                f"the weights {source} answer {given_classes} classes, the data has {classes}",
-                "train (`train.epochs` above 0 starts a new head), or take weights for these classes",
-            )
-        progress.current().note(
-            f"{source}: {given_classes} classes; a new head `{head}` for {classes} starts untrained"
-        )
+        start_head(source, given_classes, classes, f"its head `{head}`", new_head=new_head)
         state = {name: value for name, value in state.items() if name not in misfits}
         misfits = []
     if misfits or absent or unknown:
@@ -196,6 +189,28 @@ def fit_state(net: nn.Module, state: State, source: str, *, new_head: bool) -> N
                 "save the trained float weights: torch.save(model.state_dict(), 'weights.pt')",
             )
     net.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, strict=False)
+
+
+def start_head(source: str, given: object, classes: int, head: str, *, new_head: bool) -> None:
+    """Say that the part of a network which tells classes apart starts untrained.
+
+    Raises:
+        EdgeError: `new_head` does not allow it.
+    """
+    if not new_head:
+        raise EdgeError(
+            f"the weights {source} answer {given} classes, the data has {classes}",
+            "train (`train.epochs` above 0 starts a new head), or take weights for these classes",
+        )
+    progress.current().note(f"{source}: {given} classes; for {classes}, {head} will start untrained")
+
+
+def not_fetched(what: str, model: ModelSpec, error: Exception, url: str) -> EdgeError:
+    """Published weights that the network does not give, and how to bring them."""
+    return EdgeError(
+        f"{what} could not be fetched: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        f"where there is a network, download {url} and write `{model.section}.weights: ./{url.rpartition('/')[2]}`",
+    )
 
 
 def _no_number(value: torch.Tensor, own: torch.Tensor) -> str:

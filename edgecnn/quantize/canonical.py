@@ -2,7 +2,7 @@
 
 Constants lifted to initializers, shape arithmetic that is already decided folded away, Identity and Dropout dropped,
 BatchNormalization folded into the layer before it, zero padding folded into its Conv, every node named, opset 19
-where onnx can convert to it, shapes inferred. Weight names stay as they were: `names.json` ties them to torch modules.
+where onnx can convert to it, shapes inferred. Weight names stay as they were: those of the torch modules.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_torchvision_weights_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with pytest.raises(EdgeError, match="weights `DEFAULT` for `resnet18` could not be fetched") as told:
         load_family("torchvision").create(spec("resnet18", "torchvision", weights="DEFAULT"), 1000, 3)
     assert "download https://download.pytorch.org/models/resnet18" in told.value.hint
-    assert "write `weights: ./resnet18" in told.value.hint
+    assert "write `model.weights: ./resnet18" in told.value.hint
 
 
 OFFLINE = """
@@ -140,7 +140,7 @@ def test_timm_weights_offline(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OFFLINE]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
     assert "timm's weights `resnet18` could not be fetched" in told
-    assert "download model.safetensors of https://huggingface.co/timm/resnet18.a1_in1k" in told
+    assert "download https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors" in told
 
 
 def test_missing_names_the_file() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +103,15 @@ def test_contract_feeds_the_model(made: Any, tmp_path: Path) -> None:
 def test_names_follow_the_torch_modules(made: Any, tmp_path: Path) -> None:
     both = made("small", "resnet20", 32)
     model = exported(both, tmp_path / "out")
-    names = json.loads((tmp_path / "out" / "names.json").read_text())
     net = read_trained(both[1].path).net
     convolutions = {name for name, module in net.named_modules() if isinstance(module, torch.nn.Conv2d)}
-    assert {names[f"{name}.weight"] for name in convolutions} == convolutions
+    weights = {weight.name for weight in model.graph.initializer}
+    assert {f"{name}.{part}" for name in convolutions for part in ("weight", "bias")} <= weights
     nodes = {node.name: node for node in model.graph.node}
     assert len(nodes) == len(model.graph.node)
     assert nodes["layer2.0.conv1"].op_type == "Conv"
     assert nodes["layer2.0.add"].op_type == "Add"
     assert list(nodes["linear"].input[1:]) == ["linear.weight", "linear.bias"]
-    weights = {weight.name for weight in model.graph.initializer}
-    assert set(names) <= weights
     assert not [name for name in weights if name.startswith("val_")]
 
 
@@ -127,7 +124,7 @@ def test_same_model_from_two_folders_is_the_same_bytes(made: Any, tmp_path: Path
         monkeypatch.chdir(tmp_path / place)
         export(tmp_path / place / "out", ExportSpec(), spec, artifact)
         files.append((tmp_path / place / "out" / "model.onnx").read_bytes())
-        assert {path.name for path in (tmp_path / place / "out").iterdir()} == {"model.onnx", "names.json", "resume"}
+        assert {path.name for path in (tmp_path / place / "out").iterdir()} == {"model.onnx", "resume"}
     assert files[0] == files[1]
     for trace in (str(tmp_path), "onnx_graph.py", "site-packages", "stack_trace"):
         assert trace.encode() not in files[0]

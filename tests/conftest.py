@@ -15,23 +15,47 @@ from programs import MISSING
 
 REPO = Path(__file__).resolve().parents[1]
 _STATUS = pytest.StashKey[int]()
-# They take longest: begun first, none of them is left to run alone when files are shared among workers.
-LONG = (
-    "test_link_faults", "test_build_over_ssh", "test_build", "test_readme", "test_files", "test_recipes",
-    "test_zoo_sample", "test_agent_time", "test_random_graphs", "test_build_detect", "test_orin_build", "test_qat",
-    "test_board_jobs", "test_export", "test_bad_input", "test_fleet", "test_bad_graphs_and_disks", "test_ctrl_c",
-)  # fmt: skip
+EXAMPLES = {False: "100", True: "500"}  # random graphs of the quick tier and of all
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests marked `full` too, which find rare faults")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Files run side by side: a second thread of one would wait, spinning, for the core of another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("EDGECNN_EXAMPLES", EXAMPLES[config.option.all])
+    # The commands that tests start import the same modules: compiled by the first, read by the rest.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # A shell starts background work with Ctrl-C ignored, and children inherit that: the tests send it to theirs.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Half as many workers again as cores, since tests of links mostly wait; none where files are named."""
+    if config.option.file_or_dir:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + max(1, cores // 2)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the full tier where it is not asked for; begin with long files, so that the last one to end is short."""
+    named = any("::" in argument for argument in config.option.file_or_dir)
+    for item in items:
+        full = item.get_closest_marker("full")
+        if full and not config.option.all and not named:
+            item.add_marker(pytest.mark.skip(reason=f"only with --all: {full.kwargs['reason']}"))
+    long = {item.path for item in items if is_slow(item)}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test that will run is marked so."""
+    return item.get_closest_marker("slow") is not None and item.get_closest_marker("skip") is None
 
 
 @pytest.hookimpl(hookwrapper=True)

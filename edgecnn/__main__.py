@@ -1,6 +1,6 @@
 """`python -m edgecnn`."""
 
-from edgecnn.start import leave_out_working_directory
+from edgecnn.process.start import leave_out_working_directory
 
 leave_out_working_directory()
 

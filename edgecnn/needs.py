@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecnn.device import DeviceProfile
-from edgecnn.errors import EdgeError
-from edgecnn.hosts import HERE, Boards
-from edgecnn.recipe import ModelSpec, QuantizeSpec, Recipe, TrainSpec
-from edgecnn.recipe_file import load_device
-from edgecnn.versions import install_command
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.versions import install_command
+from edgecnn.recipe.device import DeviceProfile
+from edgecnn.recipe.load import load_device
+from edgecnn.recipe.recipe import ModelSpec, QuantizeSpec, Recipe, TrainSpec
+from edgecnn.targets.hosts import HERE, Boards
 
 if TYPE_CHECKING:
-    from edgecnn.store import Artifact, Decision
+    from edgecnn.store.stage import Artifact, Decision
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def needs(recipe: Recipe, profile: DeviceProfile, boards: Boards = HERE) -> list
     for device in (profile, *more):
         device.require_int8()
     from edgecnn import data, families
-    from edgecnn.backends import rtx_gpus, trt
+    from edgecnn.backends.tensorrt import rtx_gpus, trt
 
     here = (profile,) if not boards else ()  # a board's own version decides for it
     for device in (*here, *more):
@@ -66,8 +66,8 @@ def _wanted(recipe: Recipe, profile: DeviceProfile, models: list[ModelSpec], boa
     """What a build goes on without, at a price: weights that must be fetched, a GPU to train on, the device itself."""
     from edgecnn import families
     from edgecnn.backends.gpu import list_gpus
-    from edgecnn.backends.jobs import refuse_modes
-    from edgecnn.target import connect
+    from edgecnn.targets.jobs import refuse_modes
+    from edgecnn.targets.target import connect
 
     found = [Need(*need, stops=False) for model in models for need in families.to_fetch(model)]
     trained = [
@@ -102,7 +102,7 @@ def check_library_names(recipe: Recipe, rehearsed: Callable[[], Sequence[Decisio
     asked = [model for stage, model in foreign if stage in will_run]
     if not asked:
         return
-    from edgecnn.child import run_child
+    from edgecnn.process.child import run_child
 
     fields = set(ModelSpec.model_fields)
     job = {"models": [[model.section, model.model_dump(mode="json", include=fields)] for model in asked]}

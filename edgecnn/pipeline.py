@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from edgecnn.data import prepare
-from edgecnn.device import kernels
-from edgecnn.errors import EdgeError
 from edgecnn.families.export import export
-from edgecnn.gate import Evidence, verdict
-from edgecnn.hosts import HERE
 from edgecnn.needs import check_calibration
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import quantize, suppress, typed_float
-from edgecnn.recipe import Recipe
-from edgecnn.recipe_file import load_device
+from edgecnn.recipe.device import kernels
+from edgecnn.recipe.load import load_device
+from edgecnn.recipe.recipe import Recipe
 from edgecnn.report import CompiledFor, Report, read_report
-from edgecnn.score import score_reference
-from edgecnn.store import Artifact, Store
-from edgecnn.target import Target, connect
+from edgecnn.store.stage import Artifact, Store
+from edgecnn.targets.hosts import HERE
+from edgecnn.targets.target import Target, connect
+from edgecnn.tasks.prepare import prepare
+from edgecnn.tasks.score import score_reference
 from edgecnn.training import train
+from edgecnn.verdict.gate import Evidence, verdict
 
 
 def float_model(recipe: Recipe, store: Store) -> tuple[Artifact, Artifact, Artifact]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgecnn.device import DeviceFacts, DeviceProfile, Scheme
-from edgecnn.recipe import Recipe
+from edgecnn.recipe.device import DeviceFacts, DeviceProfile, Scheme
+from edgecnn.recipe.recipe import Recipe
 from edgecnn.report.evidence import Evidence
-from edgecnn.store import Artifact
+from edgecnn.store.stage import Artifact
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CPU = DeviceProfile(

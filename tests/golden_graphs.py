@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgecnn.io_contract import KEY, InputContract, IoContract, OutputContract
-from edgecnn.store import Artifact
+from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputContract
+from edgecnn.store.stage import Artifact
 
 CLASSES = ("red", "green", "blue")
 # conv_qdq: activation scale 0.1, weight 50 * 0.01 = 0.5, bias 1.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 MOST_ANCHORS = 1 << 22  # of an image: a detector at 2,048 px has 86,016
 

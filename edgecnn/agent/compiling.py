@@ -7,14 +7,15 @@ import json
 import time
 from pathlib import Path
 
-from edgecnn import progress
 from edgecnn.agent import files
 from edgecnn.agent.power import read_mode
 from edgecnn.agent.programs import sys_root
 from edgecnn.agent.protocol import Cache, Json, Refusal
-from edgecnn.backends import gpu, load_backend, trt
+from edgecnn.backends import gpu, load_backend
 from edgecnn.backends.cpu import cores
-from edgecnn.disk import write_json
+from edgecnn.backends.tensorrt import trt
+from edgecnn.process import progress
+from edgecnn.process.disk import write_json
 
 FLAGS = {"strongly_typed": True, "max_batch": trt.MAX_BATCH}
 

@@ -16,8 +16,9 @@ from edgecnn.agent.keeper import mode_to_come
 from edgecnn.agent.power import read_mode, read_modes
 from edgecnn.agent.programs import boot_id, sys_root
 from edgecnn.agent.protocol import PROTOCOL, Cache, Json
-from edgecnn.backends import cpu, gpu, openvino, ort, trt
-from edgecnn.clocks import read_clocks
+from edgecnn.backends import cpu, gpu, openvino, ort
+from edgecnn.backends.tensorrt import trt
+from edgecnn.measure.clocks import read_clocks
 
 # L4T release → JetPack, where the nvidia-jetpack package isn't installed to tell.
 JETPACKS = {

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgecnn import progress
 from edgecnn.agent.protocol import DIGEST, MAX_BYTES, Cache, Json, Refusal
-from edgecnn.disk import fsync
+from edgecnn.process import progress
+from edgecnn.process.disk import fsync
 
 BLOCK = 1 << 20
 AGENTS = 3  # kept beside the running one: several tools of several versions may use one board

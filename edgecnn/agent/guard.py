@@ -34,8 +34,8 @@ from edgecnn.agent.protocol import (
     read_job,
     sets_power,
 )
-from edgecnn.disk import FULL
-from edgecnn.errors import EdgeError
+from edgecnn.process.disk import FULL
+from edgecnn.process.errors import EdgeError
 
 TERM_S = 2.0  # between SIGTERM and SIGKILL
 RESTORE_S = 60.0  # nvpmodel and jetson_clocks take seconds; after this the keeper is left to itself

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from edgecnn import progress
 from edgecnn.agent import gpu_clocks
 from edgecnn.agent.power import PowerMode, find_mode, read_mode
 from edgecnn.agent.programs import boot_id
 from edgecnn.agent.protocol import Cache, Json, Refusal, answer_of, read_job
 from edgecnn.agent.root import set_mode
-from edgecnn.child import Lines
-from edgecnn.disk import fsync, write_json
-from edgecnn.errors import EdgeError
+from edgecnn.process import progress
+from edgecnn.process.child import Lines
+from edgecnn.process.disk import fsync, write_json
+from edgecnn.process.errors import EdgeError
 
 STDIN = 0
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 # Modules of edgecnn that need Python 3.10 and, where engines are used, numpy: nothing else. A test holds them to it.
 MODULES = (
-    "__init__", "bench", "child", "clocks", "disk", "errors", "feeding", "latency_rule", "progress", "start", "stats",
-    "versions", "backends.__init__", "backends.cpu", "backends.cuda_events", "backends.gpu", "backends.openvino",
-    "backends.ort", "backends.timing_input", "backends.trt", "agent.__init__", "agent.answers", "agent.compiling",
-    "agent.describe", "agent.entry", "agent.files", "agent.gpu_clocks", "agent.guard", "agent.keeper",
+    "__init__", "process.__init__", "process.child", "process.disk", "process.errors", "process.progress",
+    "process.start", "process.versions", "measure.__init__", "measure.bench", "measure.clocks", "measure.feeding",
+    "measure.latency_rule", "measure.stats", "backends.__init__", "backends.cpu", "backends.gpu", "backends.openvino",
+    "backends.ort", "backends.timing_input", "backends.tensorrt.__init__", "backends.tensorrt.cuda_events",
+    "backends.tensorrt.trt", "agent.__init__", "agent.answers", "agent.compiling", "agent.describe", "agent.entry",
+    "agent.files", "agent.gpu_clocks", "agent.guard", "agent.keeper",
     "agent.life", "agent.lock", "agent.monitor", "agent.nvml", "agent.power", "agent.programs",
     "agent.protocol", "agent.root", "agent.sampler", "agent.scoring", "agent.sensors", "agent.tegrastats",
     "agent.timing", "agent.worker",
@@ -38,7 +40,7 @@ def pack_agent(*, replace: Mapping[str, Path] | None = None) -> Agent:
     """Pack the agent.
 
     Args:
-        replace: other sources for modules, by dotted name as `backends.trt`: a test's recorded engine.
+        replace: other sources for modules, by dotted name as `backends.tensorrt.trt`: a test's recorded engine.
     """
     return _packed(tuple(sorted((replace or {}).items())))
 

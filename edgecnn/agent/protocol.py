@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 PROTOCOL = 1
 HEARTBEAT_S = 6.0

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from edgecnn import progress
 from edgecnn.agent import files
 from edgecnn.agent.answers import Answers, candidates, dense, joined, write_answers
 from edgecnn.agent.protocol import Cache, Json, Refusal
 from edgecnn.backends import load_backend
 from edgecnn.backends.cpu import cores
-from edgecnn.child import Lines
-from edgecnn.disk import write_json
-from edgecnn.feeding import Feeding, answer, batch_size, batches
+from edgecnn.measure.feeding import Feeding, answer, batch_size, batches
+from edgecnn.process import progress
+from edgecnn.process.child import Lines
+from edgecnn.process.disk import write_json
 
 FILE_BYTES = 8_000_000  # of answers in one file: what a cut link costs at most,
 FILE_SECONDS = 5.0  # or so much time

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgecnn.clocks import read_clocks
+from edgecnn.measure.clocks import read_clocks
 
 GPU_DEVFREQ = re.compile(r"gpu|ga10b|gv11b|gp10b|gb10b", re.IGNORECASE)
 MONITORS = ("ina3221", "ina3221x", "ina238")

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from edgecnn import bench
 from edgecnn.agent import files, sensors
 from edgecnn.agent.monitor import Monitor, busy, conditions, sampler_command
 from edgecnn.agent.power import read_mode
@@ -24,8 +23,9 @@ from edgecnn.agent.programs import sys_root
 from edgecnn.agent.protocol import Cache, Json, Refusal
 from edgecnn.backends import Runner, load_backend
 from edgecnn.backends.timing_input import feeds, undecided_by
-from edgecnn.clocks import read_clocks
-from edgecnn.feeding import Feeding
+from edgecnn.measure import bench
+from edgecnn.measure.clocks import read_clocks
+from edgecnn.measure.feeding import Feeding
 
 MIN_QUERIES = 1024
 PROFILES = {"quick": 10.0, "mlperf": 600.0}  # seconds at least; MLPerf's single stream wants ten minutes

@@ -11,12 +11,12 @@ import sys
 import traceback
 from pathlib import Path
 
-from edgecnn import progress
 from edgecnn.agent import files
 from edgecnn.agent.protocol import HOLDING, Cache, Json, Refusal, answer_of, read_job, sets_power
-from edgecnn.child import Lines, end_with_parent
-from edgecnn.disk import is_full
-from edgecnn.errors import EdgeError
+from edgecnn.process import progress
+from edgecnn.process.child import Lines, end_with_parent
+from edgecnn.process.disk import is_full
+from edgecnn.process.errors import EdgeError
 
 PR_SET_PDEATHSIG = 1
 NUMPY = "install it there: sudo apt install python3-numpy (or pip install --user numpy)"

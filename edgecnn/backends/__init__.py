@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from edgecnn.device import BackendName
+    from edgecnn.recipe.device import BackendName
 
 Arrays = dict[str, Any]  # tensor name → numpy array
 
@@ -79,6 +79,6 @@ def load_backend(name: BackendName) -> Backend:
 
             return openvino.OpenVino()
         case "tensorrt" | "tensorrt-rtx":
-            from edgecnn.backends import trt
+            from edgecnn.backends.tensorrt import trt
 
             return trt.TensorRT(name)

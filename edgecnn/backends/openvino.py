@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgecnn.backends import Arrays, TensorInfo
-from edgecnn.errors import EdgeError
-from edgecnn.versions import install_command, installed_version
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.versions import install_command, installed_version
 
 INSTALL = install_command("openvino")
 _COMPILED = 2  # input shapes kept compiled: scoring has two, a full batch and the last one

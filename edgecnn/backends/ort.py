@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from edgecnn.backends import Arrays, TensorInfo
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 CPU = ("CPUExecutionProvider",)
 
 
 def version() -> str:
     """`onnxruntime 1.32.0`, read from the package's metadata; the library is not loaded."""
-    from edgecnn.versions import installed_version
+    from edgecnn.process.versions import installed_version
 
     # One module comes in two packages; the GPU one is told apart because it computes with other kernels.
     gpu = installed_version("onnxruntime-gpu")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgecnn.backends import Arrays, TensorInfo
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 
 def feeds(inputs: tuple[TensorInfo, ...], batch: int, file: Path) -> Arrays:
@@ -48,8 +48,8 @@ def undecided_by(rule: str) -> Callable[[Any, Any], bool]:
     `speed`: it isn't clear which of the two is faster, or by more than the margins. `regression`: neither slower nor
     equal is shown.
     """
-    from edgecnn.latency_rule import latency_state
-    from edgecnn.stats import pair_ratio
+    from edgecnn.measure.latency_rule import latency_state
+    from edgecnn.measure.stats import pair_ratio
 
     def regression(first_ms: Any, second_ms: Any) -> bool:
         return latency_state(pair_ratio(first_ms, second_ms), len(first_ms)) == "not-enough-evidence"

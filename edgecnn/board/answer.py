@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from contextlib import ExitStack
 
-from edgecnn import progress
 from edgecnn.board.replies import BadAnswer, JobFailed, Json, Line, read_line
 from edgecnn.board.shell import Exit
+from edgecnn.process import progress
 
 MOST_NOTES, MOST_TASKS = 10_000, 100
 FOREIGN_BYTES, OWN_BYTES = 4 << 20, 64 << 20  # of one job's output: banners and the like, and the agent's lines

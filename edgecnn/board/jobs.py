@@ -18,14 +18,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecnn import progress
 from edgecnn.board.answer import Answer
 from edgecnn.board.background import Background
 from edgecnn.board.limits import LinkLimits
 from edgecnn.board.replies import JobFailed, read_reply
 from edgecnn.board.shell import ROOT, Exit, FileRefused, Files, LinkLost, Shell, Unreachable
 from edgecnn.board.transfer import FILES, Accept, fetch, make_room, refused, remove_tree, send
-from edgecnn.errors import EdgeError
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
 
 if TYPE_CHECKING:
     from edgecnn.agent.pack import Agent

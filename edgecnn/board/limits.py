@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 
 @dataclass(frozen=True)

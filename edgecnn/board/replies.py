@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from edgecnn.errors import EdgeError, printable
+from edgecnn.process.errors import EdgeError, printable
 
 Json = dict[str, Any]
 STARTS = 8  # places of a line where a message may begin: behind a login shell's banner

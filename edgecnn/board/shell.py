@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 ROOT = ".cache/edgecnn"  # of the login's home: the one folder on the board that is ours
 

@@ -15,8 +15,8 @@ import asyncssh
 
 from edgecnn.board.limits import LinkLimits
 from edgecnn.board.shell import Unreachable
-from edgecnn.disk import user_path
-from edgecnn.errors import EdgeError
+from edgecnn.process.disk import user_path
+from edgecnn.process.errors import EdgeError
 
 # Fastest first: hardware does AES on every board (Jetson's default, chacha20, halved the throughput measured).
 CIPHERS = [

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgecnn import progress
 from edgecnn.board.shell import ROOT, FileRefused, Files
-from edgecnn.errors import EdgeError
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
 
 FILES = f"{ROOT}/files"
 SPARE_BYTES = 16 << 20  # left on the board's disk

@@ -4,7 +4,6 @@ from edgecnn.data.index import Images, Index, images, labels, read_index
 from edgecnn.data.loading import load_images
 from edgecnn.data.openers import open_images
 from edgecnn.data.pixels import fit_image
-from edgecnn.data.prepare import prepare
 from edgecnn.data.sources import missing
 
 __all__ = [
@@ -16,6 +15,5 @@ __all__ = [
     "load_images",
     "missing",
     "open_images",
-    "prepare",
     "read_index",
 ]

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecnn.data.pixels import Color, Pixels, decode, recolor
-from edgecnn.digests import exists, is_regular
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
+from edgecnn.store.digests import exists, is_regular
 
 # Whatever zipfile, zlib and numpy make of damaged or encrypted members.
 DAMAGED = (

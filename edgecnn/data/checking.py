@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from edgecnn.data.openers import Opener
 from edgecnn.data.pixels import Unreadable
 from edgecnn.data.tables import listed
-from edgecnn.errors import EdgeError
-from edgecnn.progress import track
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import track
 
 T = TypeVar("T")
 MAX_THREADS = 8

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecnn.data.pixels import Color, Fit, Pixels
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 Split = Literal["train", "select", "scored", "calibrate"]
 Prepared = Literal["calibrate", "select", "scored"]

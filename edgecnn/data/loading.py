@@ -16,9 +16,9 @@ from edgecnn.data.pixels import EXTENSIONS, Color, Fit, Pixels, Unreadable, fit_
 from edgecnn.data.sources import SET_NAMES, by_class
 from edgecnn.data.tables import listed, read_table
 from edgecnn.data.walk import images_below, say_passed
-from edgecnn.digests import exists, is_folder
-from edgecnn.errors import EdgeError
-from edgecnn.progress import track
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import track
+from edgecnn.store.digests import exists, is_folder
 
 
 def load_images(

@@ -12,9 +12,9 @@ import numpy as np
 from edgecnn.data.archives import Archive, Encoded, Rows
 from edgecnn.data.index import Index
 from edgecnn.data.pixels import Color, Pixels, Unreadable, decode
-from edgecnn.digests import is_folder, is_regular
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import DataSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import DataSpec
+from edgecnn.store.digests import is_folder, is_regular
 
 
 class Opener(Protocol):

@@ -16,8 +16,8 @@ from edgecnn.data.openers import Opener
 from edgecnn.data.pixels import fit_image
 from edgecnn.data.tables import listed
 from edgecnn.data.walk import readable
-from edgecnn.progress import current, track
-from edgecnn.recipe import DataSpec
+from edgecnn.process.progress import current, track
+from edgecnn.recipe.recipe import DataSpec
 
 Splits = dict[Split, NDArray[np.int64]]
 

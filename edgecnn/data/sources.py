@@ -17,9 +17,9 @@ from edgecnn.data.openers import ArrayImages, Digits, FileImages, Opener, declar
 from edgecnn.data.pixels import EXTENSIONS
 from edgecnn.data.tables import listed, read_table, require_inside
 from edgecnn.data.walk import Places, Walked, images_below, require_utf8, say_passed
-from edgecnn.digests import exists, is_folder, is_regular
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import DataSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import DataSpec
+from edgecnn.store.digests import exists, is_folder, is_regular
 
 Part = Literal["train", "select", "scored"]
 # Folder names that are sets, not classes: a root of these is one level too high.
@@ -72,7 +72,7 @@ def missing(spec: DataSpec) -> list[tuple[str, str, str]]:
         what = {"yolo": "the YOLO data file", "coco": "the COCO folder"}.get(spec.format, "data folder")
         return [(what, str(root), "put the data there, or point to a copy: --set data.root=PATH")]
     if spec.format == "yolo":
-        from edgecnn.data.yolo_yaml import absent
+        from edgecnn.tasks.detect.yolo_yaml import absent
 
         return absent(spec)
     if is_regular(root):

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from edgecnn.data.index import Labels, Split
 from edgecnn.data.tables import listed
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import DataSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import DataSpec
 
 Ids = NDArray[np.int64]
 

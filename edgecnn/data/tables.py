@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgecnn.data.texts import read_text, short
-from edgecnn.digests import is_regular
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
+from edgecnn.store.digests import is_regular
 
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "path")
 LABEL_COLUMNS = ("label", "class")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgecnn.data.pixels import EXTENSIONS
-from edgecnn.digests import walk
-from edgecnn.errors import EdgeError
-from edgecnn.progress import current
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import current
+from edgecnn.store.digests import walk
 
 PASSED_SHOWN = 8  # endings in one line
 OTHER_KINDS = {

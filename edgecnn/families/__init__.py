@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgecnn.disk import user_path
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import FamilyName, ModelSpec
-from edgecnn.versions import install_command
+from edgecnn.process.disk import user_path
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.versions import install_command
+from edgecnn.recipe.recipe import FamilyName, ModelSpec
 
 if TYPE_CHECKING:
     from edgecnn.quantize.candidate import Network

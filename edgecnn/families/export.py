@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgecnn.child import run_child
 from edgecnn.families import LIBRARIES
-from edgecnn.recipe import ExportSpec, ModelSpec
-from edgecnn.store import Artifact, decided_by
+from edgecnn.process.child import run_child
+from edgecnn.recipe.recipe import ExportSpec, ModelSpec
+from edgecnn.store.stage import Artifact, decided_by
 
 
 @decided_by("torch", *LIBRARIES, "onnxscript", "onnx", "onnx-ir")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecnn.child import run_child
+from edgecnn.process.child import run_child
 
 if TYPE_CHECKING:
     from edgecnn.quantize.candidate import Network

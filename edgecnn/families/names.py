@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgecnn.child import Json, serve
 from edgecnn.families import check_name
-from edgecnn.recipe import ModelSpec, TeacherSpec
+from edgecnn.process.child import Json, serve
+from edgecnn.recipe.recipe import ModelSpec, TeacherSpec
 
 
 def work(job: Json) -> Json:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 State = dict[str, torch.Tensor]
 # What trainers leave beside the weights: settings, paths, times and numpy's numbers. Nobody reads them here.

@@ -7,7 +7,7 @@ from typing import Any
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 GRIDS = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d, functional.adaptive_max_pool2d_with_indices)
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgecnn.errors import EdgeError
 from edgecnn.families import SMALL_NAMES, refuse_unknown
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.weights import check_fits, load_file
-from edgecnn.recipe import ModelSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import ModelSpec
 
 # (output channels, convolutions) of each block.
 GAP_BLOCKS: dict[str, tuple[tuple[int, int], ...]] = {

@@ -8,7 +8,7 @@ from torch import nn
 from edgecnn.families import refuse_unknown, refuse_weights
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.weights import check_fits, load_file, not_fetched, start_head
-from edgecnn.recipe import ModelSpec
+from edgecnn.recipe.recipe import ModelSpec
 
 
 def names() -> tuple[str, ...]:

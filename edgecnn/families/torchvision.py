@@ -8,12 +8,12 @@ import torch
 import torchvision
 from torch import nn
 
-from edgecnn.errors import EdgeError
 from edgecnn.families import fetched_file, refuse_unknown, refuse_weights
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.pickled import State
 from edgecnn.families.weights import check_fits, fit_state, not_fetched, read_weights
-from edgecnn.recipe import ModelSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import ModelSpec
 
 # GoogLeNet and Inception train with side heads, and their weight files hold them; here there is one output.
 SIDE_HEADS = ("aux1.", "aux2.", "AuxLogits.")

@@ -10,9 +10,9 @@ from torch import nn
 
 from edgecnn.families import load_family
 from edgecnn.families.weights import fit_state, read_weights
-from edgecnn.io_contract import OutputContract
-from edgecnn.recipe import FamilyName, ModelSpec, Normalization, Task
-from edgecnn.spec import Spec
+from edgecnn.measure.io_contract import OutputContract
+from edgecnn.recipe.recipe import FamilyName, ModelSpec, Normalization, Task
+from edgecnn.recipe.spec import Spec
 
 WEIGHTS = "weights.safetensors"
 CARD = "model.json"

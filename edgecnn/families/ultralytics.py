@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from edgecnn import progress
-from edgecnn.errors import EdgeError
 from edgecnn.families import ULTRALYTICS_RELEASE, fetched_file, refuse_unknown, refuse_weights
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.pickled import State
 from edgecnn.families.trained import Deployed
 from edgecnn.families.weights import fit_state, not_fetched, read_weights, start_head
-from edgecnn.io_contract import OutputContract
-from edgecnn.recipe import ModelSpec
+from edgecnn.measure.io_contract import OutputContract
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import ModelSpec
 
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgecnn import progress
-from edgecnn.errors import EdgeError
 from edgecnn.families.pickled import Record, State, read_torch, state_of
 from edgecnn.families.pooling import Pools
-from edgecnn.recipe import ModelSpec
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import ModelSpec
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th")
 # Keys under which trainers put a network or its state dict: averaged over the training steps, and as it was last.

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import IoContract, read_contract
-from edgecnn.recipe import DataSpec, Promise, QuantizeSpec, Student, SuppressSpec
-from edgecnn.store import Artifact, decided_by
+from edgecnn.measure.io_contract import IoContract, read_contract
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import DataSpec, Promise, QuantizeSpec, Student, SuppressSpec
+from edgecnn.store.stage import Artifact, decided_by
 
 if TYPE_CHECKING:
     from edgecnn.quantize.arrays import NamedArrays
@@ -47,10 +47,10 @@ def quantize(
         EdgeError: see `quantize_model`; or the export has no `edgecnn.io` metadata.
     """
     from edgecnn import data as data_room
-    from edgecnn.data.boxes import boxes
     from edgecnn.quantize.candidate import Network
     from edgecnn.quantize.judge import Selected
     from edgecnn.quantize.judge_boxes import SelectedBoxes
+    from edgecnn.tasks.detect.boxes import boxes
 
     model = plain.path / "model.onnx"
     contract = exported_contract(model)

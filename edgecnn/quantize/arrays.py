@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecnn.data.archives import Archive, read_array
-from edgecnn.digests import is_regular
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
+from edgecnn.store.digests import is_regular
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 

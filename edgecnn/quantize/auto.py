@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
-from edgecnn.progress import track
+from edgecnn.measure.stats import decibel, powers
+from edgecnn.process.progress import track
 from edgecnn.quantize.calibrate import Calibration, Feeder
 from edgecnn.quantize.canonical import add_initializer, opset
 from edgecnn.quantize.histogram import merged
@@ -27,7 +27,7 @@ from edgecnn.quantize.ranges import METHODS, Grid, Method, activation_grid, acti
 from edgecnn.quantize.rewrite import Grids
 from edgecnn.quantize.sessions import expose, open_session, run_each
 from edgecnn.quantize.swap import simulations
-from edgecnn.stats import decibel, powers
+from edgecnn.recipe.device import Scheme
 
 # Images for the error per tensor and for the comparison of whole models, at 224 x 224; of smaller images, which hold
 # fewer values each, as many more, up to MOST: on 32 x 32 images 32 of them choose ranges that fit only those 32. Of

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.auto import Chosen, Range, automatic, by_method
 from edgecnn.quantize.calibrate import Calibration, Feeder, calibrate
 from edgecnn.quantize.histogram import merged
 from edgecnn.quantize.placement import Graph, Placement
 from edgecnn.quantize.ranges import METHODS, Method, activation_grid, choose
 from edgecnn.quantize.rewrite import NOTHING, Grids, Overrides, rewrite
+from edgecnn.recipe.device import Scheme
 
 if TYPE_CHECKING:
-    from edgecnn.recipe import DataSpec, EffortName, ModelSpec, QatSpec, RangeMethod, TrainSpec
+    from edgecnn.recipe.recipe import DataSpec, EffortName, ModelSpec, QatSpec, RangeMethod, TrainSpec
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from edgecnn import progress
-from edgecnn.errors import EdgeError, InternalError
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError, InternalError
 from edgecnn.quantize.branches import take_branches
 from edgecnn.quantize.check import SMALL, inferred_values, load_checked
 from edgecnn.quantize.constants import add_initializer, constant

@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 import onnx.numpy_helper
 
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import fed_inputs
+from edgecnn.measure.io_contract import fed_inputs
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.stored import check_sizes, check_tensors, check_windows
 from edgecnn.quantize.wiring import check_wiring
 

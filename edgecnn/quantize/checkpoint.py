@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pydantic import TypeAdapter
 
 from edgecnn.data.archives import DAMAGED
-from edgecnn.disk import fsync
+from edgecnn.process.disk import fsync
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.placement import Placement
 from edgecnn.quantize.rewrite import Overrides

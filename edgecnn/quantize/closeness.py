@@ -11,7 +11,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.stats import Sqnr, powers, sqnr
+from edgecnn.measure.stats import Sqnr, powers, sqnr
 
 LOST = 200.0  # dB: nothing is left
 _SORTING = frozenset({"TopK", "NonMaxSuppression", "NonZero", "Unique", "Compress"})

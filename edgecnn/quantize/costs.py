@@ -5,7 +5,7 @@ Where the numbers come from:
 x86-vnni, x86   measured: onnxruntime 1.32.0's profile (a low percentile of each kernel) of EfficientNet-Lite0,
                 ResNet-18, MobileNetV3-small and YOLOv8n, float and with every operator in INT8, on one core of an AMD
                 EPYC (Zen 4), least squares over 167 convolutions; `x86` there too, with all CPUID bits of AVX-512 and
-                VNNI masked, so that the library takes its AVX2 kernels. `tests/bench/cpu_speed.py --kernels` prints
+                VNNI masked, so that the library takes its AVX2 kernels. `benchmarks/cpu_speed.py --kernels` prints
                 the profile of the machine it runs on.
 arm64           by rule, nothing measured: a 128-bit SDOT does 16 INT8 multiply-adds, an FMLA 4 in float, both twice a
                 cycle (Arm Cortex-A76 Software Optimization Guide); half of that factor of 4 is counted for layers,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 
-from edgecnn.errors import InternalError
-from edgecnn.io_contract import fed_inputs
+from edgecnn.measure.io_contract import fed_inputs
+from edgecnn.process.errors import InternalError
 
 Dims = tuple[int | str, ...]
 

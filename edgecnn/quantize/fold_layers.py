@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn import progress
+from edgecnn.process import progress
 from edgecnn.quantize.constants import add_initializer, constant
 from edgecnn.quantize.names import Names, replace_value
 

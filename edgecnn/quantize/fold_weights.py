@@ -10,7 +10,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.names import Names
 from edgecnn.quantize.sessions import expose, open_session, run
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.placement import LAYERS, Edge, Graph, Placement, place
+from edgecnn.recipe.device import Scheme
 
 _LARGEST = 4  # layers of a group: an inverted residual has three
 _REACH = 4  # operations between two layers of a group: activation functions and an Add

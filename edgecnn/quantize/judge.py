@@ -15,19 +15,19 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn import stats
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import IoContract
-from edgecnn.metrics import METRICS
-from edgecnn.progress import track
+from edgecnn.measure import stats
+from edgecnn.measure.io_contract import IoContract
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import track
 from edgecnn.quantize.auto import Looked
 from edgecnn.quantize.calibrate import ImageSource
 from edgecnn.quantize.candidate import Candidate, Drop, Tools
 from edgecnn.quantize.judging import Judging
 from edgecnn.quantize.recover.quality import split
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run, run_each
-from edgecnn.recipe import MetricName
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import MetricName
+from edgecnn.tasks.classify.metrics import METRICS
 
 _PIXELS = 4 * 224 * 224  # of one inference: what a core's caches and memory take well
 _MOST = 64  # images in one inference

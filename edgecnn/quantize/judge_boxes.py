@@ -9,21 +9,21 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.average_precision import Matches, map_drop, match
-from edgecnn.data.boxes import Boxes
 from edgecnn.data.letterbox import Letterbox
-from edgecnn.detect import Detections
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import IoContract
-from edgecnn.progress import track
+from edgecnn.measure.io_contract import IoContract
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import track
 from edgecnn.quantize.calibrate import ImageSource
 from edgecnn.quantize.candidate import Drop
 from edgecnn.quantize.judging import Judging
 from edgecnn.quantize.sessions import open_session, run_each
-from edgecnn.recipe import ScoreSpec
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.report.wording import metric_text
-from edgecnn.score_boxes import answered
+from edgecnn.tasks.detect.average_precision import Matches, map_drop, match
+from edgecnn.tasks.detect.boxes import Boxes
+from edgecnn.tasks.detect.detect import Detections
+from edgecnn.tasks.detect.score_boxes import answered
 
 _RESAMPLES = 200  # of the bootstrap: the bounds are told, the point decides
 _HINT = "train it further, give other weights, or leave the accuracy budget out"

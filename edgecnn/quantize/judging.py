@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.candidate import Candidate, Drop
+from edgecnn.recipe.device import Scheme
 
 Outcomes = TypeVar("Outcomes")  # what a model answers on the images that decide, compared with their labels
 

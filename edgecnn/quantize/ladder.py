@@ -19,9 +19,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
-from edgecnn import progress
-from edgecnn.disk import is_full
-from edgecnn.errors import EdgeError, InternalError
+from edgecnn.process import progress
+from edgecnn.process.disk import is_full
+from edgecnn.process.errors import EdgeError, InternalError
+from edgecnn.process.versions import code_version, install_command, installed_version
 from edgecnn.quantize import LIBRARIES, checkpoint
 from edgecnn.quantize.candidate import Candidate, Drop, Tools, first
 from edgecnn.quantize.coverage import coverage
@@ -30,8 +31,7 @@ from edgecnn.quantize.placement import LAYERS, Placement
 from edgecnn.quantize.recover.effort import EFFORTS
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.steps import State, Step, better, expected_speed, restored, state_of, support_note
-from edgecnn.recipe import RungName
-from edgecnn.versions import code_version, install_command, installed_version
+from edgecnn.recipe.recipe import RungName
 
 Rung = Callable[[Candidate, Tools], Candidate]
 RUNGS: tuple[RungName, ...] = get_args(RungName)

@@ -6,12 +6,12 @@ import math
 
 import onnx_ir as ir
 
-from edgecnn.progress import track
+from edgecnn.measure.stats import decibel
+from edgecnn.process.progress import track
 from edgecnn.quantize.auto import signal_and_noise
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.placement import LAYERS, Graph
 from edgecnn.quantize.sessions import expose, open_session, run_each
-from edgecnn.stats import decibel
 
 IMAGES = 8
 

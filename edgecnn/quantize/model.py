@@ -8,10 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgecnn import progress
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import IoContract
+from edgecnn.measure.io_contract import IoContract
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Feeder, ImageSource, calibrate
 from edgecnn.quantize.candidate import Judge, Network, Tools
@@ -34,7 +33,8 @@ from edgecnn.quantize.sessions import observe, open_session, run_each
 from edgecnn.quantize.typed_check import CLEAN_DB, CLEAN_FLOAT_DB, LEAST, PIXELS, Reference, TypedFile, checked
 from edgecnn.quantize.typed_check import IMAGES as TYPED_IMAGES
 from edgecnn.quantize.weights import require_finite
-from edgecnn.recipe import Promise, QuantizeSpec
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import Promise, QuantizeSpec
 
 _OBSERVED = 4  # images for shapes and for the extremes of tensors that calibration does not count
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
-from edgecnn.progress import track
+from edgecnn.process.progress import track
 from edgecnn.quantize.auto import signal_and_noise
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate
@@ -24,6 +23,7 @@ from edgecnn.quantize.placement import Activation, Edge, Placement
 from edgecnn.quantize.rewrite import rewrite
 from edgecnn.quantize.sessions import open_session, run_each
 from edgecnn.quantize.weights import IntegerWeight
+from edgecnn.recipe.device import Scheme
 
 _IMAGES = 8  # at 224 x 224; of smaller images as many more, which cost the same
 _LEAST, _MOST = 4, 256

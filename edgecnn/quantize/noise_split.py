@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
-from edgecnn.progress import track
+from edgecnn.measure.stats import decibel
+from edgecnn.process.progress import track
 from edgecnn.quantize.auto import signal_and_noise
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate
@@ -21,7 +21,7 @@ from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.rewrite import Overrides, rewrite
 from edgecnn.quantize.sessions import open_session, run_each
 from edgecnn.quantize.weights import IntegerWeight, integer_weight
-from edgecnn.stats import decibel
+from edgecnn.recipe.device import Scheme
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import NodeProto, helper, numpy_helper
 
-from edgecnn import progress
-from edgecnn.errors import EdgeError
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
 
 TYPED_OPSET = 19
 _LOWEST_WITH_AXIS = 13  # per-channel DequantizeLinear

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.progress import track
+from edgecnn.measure.stats import Sqnr, powers, sqnr
+from edgecnn.process.progress import track
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Feeder, ImageSource
 from edgecnn.quantize.closeness import in_order, picked
 from edgecnn.quantize.sessions import open_session, run_each
-from edgecnn.stats import Sqnr, powers, sqnr
 
 LEAST, MOST = 32, 128  # images told over: MOST where they are small
 _PIXELS = 64 * 224 * 224  # so many together, which bounds the seconds

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.macs import layers_in
+from edgecnn.recipe.device import Scheme
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})

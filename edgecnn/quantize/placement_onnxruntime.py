@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.costs import table_of
 from edgecnn.quantize.heads import Head, head_of
@@ -26,6 +25,7 @@ from edgecnn.quantize.placement import (
     gate_nodes,
     layer_weight,
 )
+from edgecnn.recipe.device import Scheme
 
 _OWN_KERNEL = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"})
 _SAME_SCALE = frozenset({

@@ -1,6 +1,6 @@
 """Placement for OpenVINO's CPU plugin: TensorRT's rules, with the thin layers too, and both sides of a bare Add.
 
-Source: OpenVINO's documentation, "Low Precision Transformations", and measurement (tests/bench/cpu_speed.py). Compared
+Source: OpenVINO's documentation, "Low Precision Transformations", and measurement (benchmarks/cpu_speed.py). Compared
 in OpenVINO 2026.4.1 on one thread, with the kernels for AVX-512 VNNI and with those for AVX2: onnxruntime's placement
 (Q/DQ around every op, so at Sigmoid too) lost 17 to 35 % on YOLOv8n and MobileNetV3-small and won nowhere more than
 2 %; INT8 into squeeze-and-excitation blocks, as NNCF has it, won nothing. UINT8 asymmetric activations were as fast as

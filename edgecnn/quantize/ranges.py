@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.histogram import BINS, Histogram
+from edgecnn.recipe.device import Scheme
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")

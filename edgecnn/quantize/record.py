@@ -9,7 +9,6 @@ from typing import Any
 import onnx_ir as ir
 
 from edgecnn import __version__
-from edgecnn.device import Scheme
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.coverage import coverage
@@ -18,7 +17,8 @@ from edgecnn.quantize.layers import IMAGES as LAYER_IMAGES
 from edgecnn.quantize.macs import layers_in
 from edgecnn.quantize.outputs import Told
 from edgecnn.quantize.placement import LAYERS
-from edgecnn.recipe import RungName
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import RungName
 
 
 def metadata(tools: Tools, climbed: Climb) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.placement_tensorrt import passes
+from edgecnn.recipe.device import Scheme
 
 _Grid = tuple[bytes, bytes]  # scale and zero-point
 

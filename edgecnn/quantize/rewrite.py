@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.canonical import add_initializer, constant, opset
 from edgecnn.quantize.ends import Ends
 from edgecnn.quantize.names import Names
 from edgecnn.quantize.placement import Activation, Placement, Weight
 from edgecnn.quantize.ranges import Grid, activation_type
 from edgecnn.quantize.weights import IntegerWeight, integer_bias, integer_weight
+from edgecnn.recipe.device import Scheme
 
 METADATA_KEY = "edgecnn.quantize"
 Grids = dict[str, Grid]

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgecnn import progress
-from edgecnn.errors import EdgeError, InternalError
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError, InternalError
 from edgecnn.quantize.canonical import runnable
 from edgecnn.quantize.fold_layers import in_training
 from edgecnn.quantize.sessions import Feeds, open_session, run

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import IoContract
-from edgecnn.progress import track
+from edgecnn.measure.io_contract import IoContract
+from edgecnn.measure.stats import decibel
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import track
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Calibration, Feeder, ImageSource
 from edgecnn.quantize.candidate import Candidate, Tools, first
@@ -35,8 +35,8 @@ from edgecnn.quantize.same import IMAGES as COMPARED
 from edgecnn.quantize.same import require_same
 from edgecnn.quantize.sessions import observe
 from edgecnn.quantize.weights import require_finite
-from edgecnn.recipe import QuantizeSpec
-from edgecnn.stats import decibel
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import QuantizeSpec
 
 ENOUGH = 100  # measured images from which an accuracy says something
 _SHAPED = 2  # images that tell the shapes

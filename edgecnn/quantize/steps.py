@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgecnn import stats
-from edgecnn.device import Scheme
+from edgecnn.measure import stats
 from edgecnn.quantize.candidate import Drop
-from edgecnn.recipe import RungName
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import RungName
 
 # held: the drop is at most half the budget; within: at most the budget; missed: above it; unasked: there is no budget.
 State = Literal["unasked", "held", "within", "missed"]

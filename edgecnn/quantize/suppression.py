@@ -6,7 +6,7 @@ answers the detections themselves, in the four outputs of NVIDIA's plugin, which
     num_detections (N, 1) int32 · detection_boxes (N, M, 4) float32, x1 y1 x2 y2 in pixels of the model's input ·
     detection_scores (N, M) float32 · detection_classes (N, M) int32; best first, rows past num_detections mean nothing
 
-`onnx` is made of NonMaxSuppression and TopK (ONNX opset 13 and up) and gives what `edgecnn.detect` gives, up to
+`onnx` is made of NonMaxSuppression and TopK (ONNX opset 13 and up) and gives what `tasks.detect.detect` gives, up to
 `PRE_NMS` candidates of an image: suppression within each class, then the best M of all classes (OpenVINO orders equal
 scores otherwise). `tensorrt` is one node, the plugin EfficientNMS_TRT, version 1 (NVIDIA/TensorRT
 plugin/efficientNMSPlugin/README.md): of each image it looks at the 4,096 best candidates only, and an engine alone can
@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import KEY, IoContract, OutputContract
+from edgecnn.measure.io_contract import KEY, IoContract, OutputContract
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.ends import Ends
 from edgecnn.quantize.names import Names
 from edgecnn.quantize.rewrite import serialized
-from edgecnn.recipe import SuppressSpec
+from edgecnn.recipe.recipe import SuppressSpec
 
 OUTPUTS = ("num_detections", "detection_boxes", "detection_scores", "detection_classes")
 PLUGIN, DOMAIN = "EfficientNMS_TRT", "TRT"  # the domain under which exporters write it; the parser goes by the name
@@ -115,7 +115,7 @@ def _plugin(graph: ir.Graph, boxes: ir.Value, scores: ir.Value, spec: SuppressSp
 def _onnx(graph: ir.Graph, boxes: ir.Value, scores: ir.Value, spec: SuppressSpec, most: int) -> list[ir.Value]:
     """Suppression answers (image, class, anchor) of what is kept, unsorted over classes; TopK sorts and cuts.
 
-    For it the kept scores go back to their places among zeros, anchor by anchor as `edgecnn.detect` orders equal ones.
+    For it the kept scores go back to their places among zeros, anchor by anchor as `detect` orders equal ones.
     """
     assert scores.shape is not None
     classes = int(scores.shape[2])

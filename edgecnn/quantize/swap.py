@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.placement import Placement
 from edgecnn.quantize.ranges import activation_type
 from edgecnn.quantize.rewrite import CLIPS, QUANTIZES, Grids, rewrite
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
+from edgecnn.recipe.device import Scheme
 
 
 def simulations(

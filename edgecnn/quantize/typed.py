@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.canonical import TYPED_OPSET, constant, opset
 from edgecnn.quantize.half import FLOAT_ONLY, wide_nodes
 from edgecnn.quantize.half_values import LARGEST_HALF

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn import progress
+from edgecnn.process import progress
 from edgecnn.quantize.blame import blamed
 from edgecnn.quantize.closeness import lost_db, picked, ratio
 from edgecnn.quantize.half_values import demanded

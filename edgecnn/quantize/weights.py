@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.ranges import storable_scales
+from edgecnn.recipe.device import Scheme
 
 LARGEST_BIAS = 2**30
 

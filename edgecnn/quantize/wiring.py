@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 
 def check_wiring(model: onnx.ModelProto, path: Path) -> None:

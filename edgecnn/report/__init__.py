@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError, computed_field, model_validator
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.spec import Spec
 from edgecnn.report.detection import ChangedImage, PrecisionRecall
 from edgecnn.report.ladder import Ladder
-from edgecnn.spec import Spec
 
 if TYPE_CHECKING:
     from edgecnn.report.evidence import Evidence

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edgecnn.average_precision import THRESHOLDS, map_drop
 from edgecnn.report import ClassAccuracy, Figure
 from edgecnn.report.detection import ChangedImage, PrecisionRecall, changed_images, precision_recall
 from edgecnn.report.evidence import Array, BoxScores, Classified, Detected
 from edgecnn.report.stage_files import HostPart, SpeedFile
 from edgecnn.report.wording import metric_text
+from edgecnn.tasks.detect.average_precision import THRESHOLDS, map_drop
 
 
 def box_figures(answers: Detected, coverage: str, float_name: str) -> Iterator[Figure]:

@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecnn.average_precision import Matches, overlap
-from edgecnn.data.boxes import Boxes
-from edgecnn.detect import Detections
-from edgecnn.spec import Spec
+from edgecnn.recipe.spec import Spec
+from edgecnn.tasks.detect.average_precision import Matches, overlap
+from edgecnn.tasks.detect.boxes import Boxes
+from edgecnn.tasks.detect.detect import Detections
 
 IOU = 0.5  # of the curve, and from which two boxes are one object's
 SHOWN = 0.25  # score above which a box is drawn

@@ -2,7 +2,7 @@
 
 import os
 
-from edgecnn.disk import cache_root
+from edgecnn.process.disk import cache_root
 
 _here = os.getcwd()
 os.environ["MPLCONFIGDIR"] = str(cache_root() / "matplotlib")

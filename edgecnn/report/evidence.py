@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecnn.average_precision import Matches, match
 from edgecnn.data import read_index
-from edgecnn.data.boxes import Boxes, boxes
 from edgecnn.data.walk import readable
-from edgecnn.detect import Detections
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.report import LayerError
 from edgecnn.report.stage_files import EngineFile, IndexFile, QuantizeFile, ScoreFile, SpeedFile, TypedPart, parsed
-from edgecnn.score_boxes import read_detections
-from edgecnn.store import Artifact
+from edgecnn.store.stage import Artifact
+from edgecnn.tasks.detect.average_precision import Matches, match
+from edgecnn.tasks.detect.boxes import Boxes, boxes
+from edgecnn.tasks.detect.detect import Detections
+from edgecnn.tasks.detect.score_boxes import read_detections
 
 Array = NDArray[Any]
 

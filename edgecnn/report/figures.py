@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edgecnn import stats
+from edgecnn.measure import stats
 from edgecnn.report import ClassAccuracy, Distribution, Figure, Group, Unit
 from edgecnn.report.board_figures import board_figures, board_text
 from edgecnn.report.box_figures import box_figures, class_precisions, split_figures

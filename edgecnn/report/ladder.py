@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from edgecnn.spec import Spec
+from edgecnn.recipe.spec import Spec
 
 State = Literal["unasked", "held", "within", "missed"]  # held: at most half the budget; missed: above it
 

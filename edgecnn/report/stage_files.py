@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.device import Scheme
 from edgecnn.report import CompiledCheck
 
 M = TypeVar("M", bound=BaseModel)

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from edgecnn.errors import printable
+from edgecnn.process.errors import printable
 from edgecnn.report import Report, State
 from edgecnn.report.ladder import Ladder
 from edgecnn.report.wording import (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgecnn.child import run_child
-from edgecnn.errors import EdgeError
 from edgecnn.families import LIBRARIES
-from edgecnn.recipe import DataSpec, ModelSpec, Student, TeacherSpec
-from edgecnn.store import Artifact, decided_by
+from edgecnn.process.child import run_child
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import DataSpec, ModelSpec, Student, TeacherSpec
+from edgecnn.store.stage import Artifact, decided_by
 from edgecnn.training.job import TrainJob
 
 

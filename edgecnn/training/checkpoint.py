@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from edgecnn import progress
-from edgecnn.disk import fsync
 from edgecnn.families.trained import write_state
+from edgecnn.process import progress
+from edgecnn.process.disk import fsync
 
 LAST = "last.pt"
 Content = dict[str, Any]

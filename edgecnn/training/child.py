@@ -7,10 +7,10 @@ import json
 import torch
 from torch import nn
 
-from edgecnn.child import Json, serve
 from edgecnn.data import Index, read_index
 from edgecnn.families import load_family
 from edgecnn.families.trained import WEIGHTS, ModelCard, write_card, write_state
+from edgecnn.process.child import Json, serve
 from edgecnn.training.draws import seed_of
 from edgecnn.training.job import TrainJob
 from edgecnn.training.loop import History, train_network

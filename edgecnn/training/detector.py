@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgecnn import progress
 from edgecnn.data import Index
-from edgecnn.data.boxes import read_boxes
 from edgecnn.data.tables import listed
-from edgecnn.errors import EdgeError
 from edgecnn.families.pickled import read_torch
 from edgecnn.families.trained import WEIGHTS, write_state
 from edgecnn.families.ultralytics import CLASSES, DISTILS, TRAINS_BF16, DetectionTrainer, read_checkpoint
-from edgecnn.recipe import TrainSpec
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import TrainSpec
+from edgecnn.tasks.detect.boxes import read_boxes
 from edgecnn.training.detector_files import described, image_file, write_dataset, write_teacher
 from edgecnn.training.job import TrainJob
 from edgecnn.training.loop import History

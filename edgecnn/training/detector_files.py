@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from edgecnn.data import Index
-from edgecnn.data.boxes import Boxes
 from edgecnn.data.checking import in_order
 from edgecnn.data.openers import open_images
 from edgecnn.data.tables import listed
-from edgecnn.errors import EdgeError
 from edgecnn.families.trained import read_trained
-from edgecnn.progress import track
-from edgecnn.recipe import DataSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import track
+from edgecnn.recipe.recipe import DataSpec
+from edgecnn.tasks.detect.boxes import Boxes
 
 LEAST = 10  # pixels of a side: smaller images are dropped by the trainer
 

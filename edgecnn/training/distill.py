@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgecnn.errors import EdgeError
 from edgecnn.families.trained import read_trained
-from edgecnn.recipe import DistillSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import DistillSpec
 from edgecnn.training.feed import Normalizer
 
 

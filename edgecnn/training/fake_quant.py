@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.ranges import Grid
 from edgecnn.quantize.weights import LARGEST_BIAS, IntegerWeight
+from edgecnn.recipe.device import Scheme
 
 _LARGEST_HALF = 65504.0
 _FRACTIONS = 61  # of a channel's largest magnitude that are tried as its range, from 0.4 to 1

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from edgecnn import progress
 from edgecnn.data import Index, fit_image
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import Normalization
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import Normalization
 
 Open = Callable[[int], NDArray[np.uint8]]
 Numbers = NDArray[np.int64]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from edgecnn.recipe import DataSpec, ModelSpec, QatSpec, TeacherSpec, TrainSpec
-from edgecnn.spec import Spec
+from edgecnn.recipe.recipe import DataSpec, ModelSpec, QatSpec, TeacherSpec, TrainSpec
+from edgecnn.recipe.spec import Spec
 
 # Decoded training images are kept in memory up to this; above it they are decoded anew in each epoch.
 CACHE_BYTES = 2 << 30

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgecnn import progress
 from edgecnn.data import Index, open_images
-from edgecnn.errors import EdgeError
 from edgecnn.families.trained import WEIGHTS, write_state
-from edgecnn.recipe import TrainSpec
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import TrainSpec
 from edgecnn.training import checkpoint
 from edgecnn.training.augment import augment
 from edgecnn.training.distill import Teacher, distillation_loss, load_teacher

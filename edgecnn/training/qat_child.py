@@ -9,16 +9,16 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from edgecnn import progress
-from edgecnn.child import Json, serve
 from edgecnn.data import Images, images, labels, read_index
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
 from edgecnn.families.trained import WEIGHTS
 from edgecnn.families.weights import read_weights
-from edgecnn.io_contract import IoContract, read_contract
+from edgecnn.measure.io_contract import IoContract, read_contract
+from edgecnn.process import progress
+from edgecnn.process.child import Json, serve
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import checkpoint
 from edgecnn.quantize.candidate import Candidate
+from edgecnn.recipe.device import Scheme
 from edgecnn.training.distill import Teacher
 from edgecnn.training.feed import Numbers
 from edgecnn.training.job import QatJob

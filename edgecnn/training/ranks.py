@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import TrainSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import TrainSpec
 
 
 @dataclass(frozen=True)

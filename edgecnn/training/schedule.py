@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from edgecnn.recipe import TrainSpec
+from edgecnn.recipe.recipe import TrainSpec
 
 
 def learning_rate(train: TrainSpec, step: int, steps_per_epoch: int) -> float:

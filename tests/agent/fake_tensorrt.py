@@ -134,7 +134,7 @@ class OnnxParser:
         from pathlib import Path
 
         from edgecnn.backends import ort
-        from edgecnn.errors import EdgeError
+        from edgecnn.process.errors import EdgeError
 
         try:
             runner = ort.load(Path(path), simulate=True, providers=ort.CPU)

@@ -42,7 +42,7 @@ class OnnxRuntime:
                 say(str(child.pid))
                 child.wait()
             case ["talks", lines]:
-                from edgecnn import progress
+                from edgecnn.process import progress
 
                 with progress.current().task("talking", None) as task:
                     for number in range(int(lines)):
@@ -51,6 +51,6 @@ class OnnxRuntime:
 
 
 def say(text: str) -> None:
-    from edgecnn import progress
+    from edgecnn.process import progress
 
     progress.current().note(text)

@@ -1,4 +1,4 @@
-"""In place of `edgecnn.backends.trt` on a stand-in board: TensorRT 10.3 as recorded, with no GPU.
+"""In place of `edgecnn.backends.tensorrt.trt` on a stand-in board: TensorRT 10.3 as recorded, with no GPU.
 
 An engine is the graph behind a header that names version, GPU and power mode; it is refused by another version, as the
 real one is. Its answers are the float simulation's; its times are played back: slept, so many ms for a float graph, so
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgecnn.backends import Arrays, TensorInfo, ort
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 Name = Literal["tensorrt", "tensorrt-rtx"]
 MAX_BATCH = 64

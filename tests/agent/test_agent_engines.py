@@ -13,13 +13,14 @@ from orin import Orin
 
 from edgecnn.agent.answers import candidates, joined, read_answers, write_answers
 from edgecnn.agent.scoring import open_shards
-from edgecnn.backends import ort, trt
+from edgecnn.backends import ort
+from edgecnn.backends.tensorrt import trt
 from edgecnn.data.index import write_shards
-from edgecnn.detect import candidates as found_by
-from edgecnn.errors import EdgeError
-from edgecnn.feeding import Feeding, batches
-from edgecnn.io_contract import read_contract
-from edgecnn.recipe import BenchSpec
+from edgecnn.measure.feeding import Feeding, batches
+from edgecnn.measure.io_contract import read_contract
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import BenchSpec
+from edgecnn.tasks.detect.detect import candidates as found_by
 
 RECORDED = Path(__file__).with_name("recorded_trt.py")
 needs_rtx = pytest.mark.skipif(trt.installed("tensorrt-rtx") is None, reason="TensorRT for RTX is not installed")
@@ -32,7 +33,7 @@ def orin(tmp_path: Path) -> Orin:
 
 @pytest.fixture
 def home(tmp_path: Path, orin: Orin) -> AgentHome:
-    return AgentHome(tmp_path / "home", env=orin.env, replace={"backends.trt": RECORDED})
+    return AgentHome(tmp_path / "home", env=orin.env, replace={"backends.tensorrt.trt": RECORDED})
 
 
 def compiled(home: AgentHome, graph: str) -> dict[str, Any]:

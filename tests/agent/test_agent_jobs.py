@@ -24,8 +24,8 @@ from edgecnn.agent.pack import MODULES, pack_agent
 from edgecnn.backends import ort
 from edgecnn.backends.cpu import cores
 from edgecnn.data.index import write_shards
-from edgecnn.feeding import answered_batches
-from edgecnn.io_contract import read_contract
+from edgecnn.measure.feeding import answered_batches
+from edgecnn.measure.io_contract import read_contract
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_the_same_sources_give_the_same_bytes() -> None:
 def test_a_module_can_be_replaced_and_no_unknown_one(tmp_path: Path) -> None:
     double = tmp_path / "double.py"
     double.write_text("ANSWER = 42\n")
-    packed = pack_agent(replace={"backends.trt": double})
+    packed = pack_agent(replace={"backends.tensorrt.trt": double})
     with zipfile.ZipFile(BytesIO(packed.data)) as file:
-        assert file.read("edgecnn/backends/trt.py") == b"ANSWER = 42\n"
+        assert file.read("edgecnn/backends/tensorrt/trt.py") == b"ANSWER = 42\n"
     assert packed.sha256 != pack_agent().sha256
     with pytest.raises(ValueError, match="no modules"):
         pack_agent(replace={"backends.other": double})

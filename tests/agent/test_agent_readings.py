@@ -11,7 +11,7 @@ from edgecnn.agent.monitor import conditions
 from edgecnn.agent.power import parse_current, parse_modes
 from edgecnn.agent.tegrastats import parse_line
 from edgecnn.agent.timing import Plan, invalid
-from edgecnn.recipe import BenchSpec
+from edgecnn.recipe.recipe import BenchSpec
 
 
 def test_energy_is_of_what_ran_above_idle() -> None:

@@ -11,13 +11,13 @@ from golden_graphs import save, value
 from onnx import TensorProto, helper
 
 from edgecnn.backends import ort
-from edgecnn.data.boxes import Boxes
 from edgecnn.data.index import Images, write_shards
-from edgecnn.io_contract import KEY, InputContract, IoContract, OutputContract, read_contract
+from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputContract, read_contract
 from edgecnn.quantize.suppression import suppressed
-from edgecnn.recipe import ScoreSpec, SuppressSpec
-from edgecnn.recorded import Recorded
-from edgecnn.score_boxes import score_detector
+from edgecnn.recipe.recipe import ScoreSpec, SuppressSpec
+from edgecnn.targets.recorded import Recorded
+from edgecnn.tasks.detect.boxes import Boxes
+from edgecnn.tasks.detect.score_boxes import score_detector
 
 COUNT, SIDE = 20, 4
 CELLS = SIDE * SIDE

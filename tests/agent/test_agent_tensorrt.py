@@ -19,11 +19,12 @@ from golden_graphs import colours
 from programs import why_missing
 
 from edgecnn.agent.answers import read_answers
-from edgecnn.backends import jobs, ort
+from edgecnn.backends import ort
 from edgecnn.data.index import write_shards
-from edgecnn.device import DeviceFacts
-from edgecnn.io_contract import read_contract
-from edgecnn.recipe import BenchSpec
+from edgecnn.measure.io_contract import read_contract
+from edgecnn.recipe.device import DeviceFacts
+from edgecnn.recipe.recipe import BenchSpec
+from edgecnn.targets import jobs
 
 HERE = Path(__file__).parent
 VERSIONS = ("10.3.0", "10.16.0", "11.2.0")

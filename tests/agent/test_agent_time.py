@@ -22,8 +22,8 @@ from edgecnn.agent.power import read_modes
 from edgecnn.agent.programs import find
 from edgecnn.agent.root import jetson_commands
 from edgecnn.backends import TensorInfo
-from edgecnn.io_contract import read_contract
-from edgecnn.recipe import BenchSpec
+from edgecnn.measure.io_contract import read_contract
+from edgecnn.recipe.recipe import BenchSpec
 
 SPEC = BenchSpec(warmup_ms=1, min_pairs=64, min_seconds=0.5, max_seconds=0.6)
 MAXED = (MODES["MAXN_SUPER"][1], 1_510_400)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from golden_graphs import CONV_INPUT, CONV_OUTPUT, conv_qdq, identity
 
-from edgecnn.backends import Runner, load_backend, openvino, rtx_gpus, trt
+from edgecnn.backends import Runner, load_backend, openvino
 from edgecnn.backends.gpu import list_gpus
-from edgecnn.device import BackendName
-from edgecnn.errors import EdgeError
+from edgecnn.backends.tensorrt import rtx_gpus, trt
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.device import BackendName
 
 Loader = Callable[[Path], Runner]
 

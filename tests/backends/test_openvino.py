@@ -12,8 +12,8 @@ from golden_graphs import CONV_INPUT, conv_qdq, identity, save, value
 from onnx import TensorProto, helper
 
 from edgecnn.backends import openvino
-from edgecnn.child import run_child
-from edgecnn.errors import EdgeError
+from edgecnn.process.child import run_child
+from edgecnn.process.errors import EdgeError
 
 pytestmark = pytest.mark.skipif(openvino.installed() is None, reason="OpenVINO is not installed")
 
@@ -90,7 +90,5 @@ def test_a_refusal_in_the_engine_process_names_the_operator(tmp_path: Path) -> N
     node = helper.make_node("NoSuchOperator", ["x"], ["y"], "odd", domain="elsewhere")
     model = save(tmp_path / "m.onnx", [node], [value("x", (1,))], [value("y", (1,))], {}, extra_domains=("elsewhere",))
     with pytest.raises(EdgeError, match=r"OpenVINO .* cannot load .*elsewhere\.NoSuchOperator") as caught:
-        run_child(
-            "edgecnn.backends.child", {"do": "load", "backend": "openvino", "model": str(model)}, tmp_path / "log"
-        )
+        run_child("edgecnn.targets.child", {"do": "load", "backend": "openvino", "model": str(model)}, tmp_path / "log")
     assert "cpu-x86" in caught.value.hint

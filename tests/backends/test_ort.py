@@ -8,7 +8,7 @@ from golden_graphs import CONV_INPUT, CONV_OUTPUT, conv_qdq, save, value
 from onnx import TensorProto, helper
 
 from edgecnn.backends import ort
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 
 def saturating(path: Path) -> Path:

@@ -11,8 +11,8 @@ import pytest
 from golden_graphs import colours
 from onnx import TensorProto, helper, numpy_helper
 
-from edgecnn.backends import trt_rules
-from edgecnn.errors import EdgeError
+from edgecnn.backends.tensorrt import rules as trt_rules
+from edgecnn.process.errors import EdgeError
 
 Plant = Callable[[onnx.ModelProto], None]
 

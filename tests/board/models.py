@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from golden_graphs import colour_images, colours
 
-from edgecnn.io_contract import read_contract
+from edgecnn.measure.io_contract import read_contract
 
-SLOW_ENGINES = {"backends.trt": Path(__file__).with_name("slow_trt.py")}
+SLOW_ENGINES = {"backends.tensorrt.trt": Path(__file__).with_name("slow_trt.py")}
 Json = dict[str, Any]
 Job = tuple[Json, dict[str, Path]]
 

@@ -11,15 +11,15 @@ import json
 import sys
 from pathlib import Path
 
-from edgecnn import progress
 from edgecnn.agent.pack import pack_agent
-from edgecnn.errors import EdgeError
-from edgecnn.hosts import Boards
 from edgecnn.pipeline import build
-from edgecnn.recipe_file import load_device, load_recipe
-from edgecnn.runs import publish
-from edgecnn.store import Store
-from edgecnn.target_ssh import connect_boards
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.load import load_device, load_recipe
+from edgecnn.store.stage import Store
+from edgecnn.targets.hosts import Boards
+from edgecnn.targets.ssh import connect_boards
+from edgecnn.verdict.runs import publish
 
 RECORDED = Path(__file__).parents[1] / "agent" / "recorded_trt.py"
 
@@ -27,7 +27,7 @@ RECORDED = Path(__file__).parents[1] / "agent" / "recorded_trt.py"
 def main(recipe_file: str, device: str, store_root: str, runs: str, *sets: str) -> None:
     recipe = load_recipe(recipe_file, sets, device)
     remeasure = "--remeasure" in sys.argv
-    agent = pack_agent(replace={"backends.trt": RECORDED})
+    agent = pack_agent(replace={"backends.tensorrt.trt": RECORDED})
     with progress.showing(progress.Plain(0.5)):
         target = connect_boards(load_device(device), Boards(("board",)), agent)
         store = Store(Path(store_root), recipe=recipe.name, remeasure=remeasure)

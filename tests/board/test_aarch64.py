@@ -18,15 +18,15 @@ from desk import Desk
 from onnx import TensorProto, helper, numpy_helper
 
 from edgecnn.backends import ort
-from edgecnn.device import Scheme
-from edgecnn.hosts import Boards
-from edgecnn.io_contract import KEY, InputContract, IoContract, OutputContract
+from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputContract
 from edgecnn.quantize import quantize_model
-from edgecnn.recipe import QuantizeSpec, ScoreSpec
-from edgecnn.recipe_file import load_device
-from edgecnn.score import score_file
-from edgecnn.store import Artifact
-from edgecnn.target_ssh import connect_boards
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.load import load_device
+from edgecnn.recipe.recipe import QuantizeSpec, ScoreSpec
+from edgecnn.store.stage import Artifact
+from edgecnn.targets.hosts import Boards
+from edgecnn.targets.ssh import connect_boards
+from edgecnn.tasks.score import score_file
 
 SIZE, IMAGES, CLASSES = 32, 200, tuple("abcdefghij")
 # What x86 kernels without VNNI compute exactly: products of 7-bit weights don't saturate their 16-bit sums.

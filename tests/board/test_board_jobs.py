@@ -19,10 +19,10 @@ from conftest import QUICK, Connect
 from models import SLOW_ENGINES, Job, answers, compile_job, score_job, time_job
 from sshd import Sshd
 
-from edgecnn import progress
 from edgecnn.agent.pack import pack_agent
 from edgecnn.board.jobs import Board, JobFailed
-from edgecnn.errors import EdgeError
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
 
 
 @dataclass

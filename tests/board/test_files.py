@@ -18,16 +18,16 @@ from models import SLOW_ENGINES
 from proxy import Proxy
 from sshd import Sshd
 
-from edgecnn import target_ssh
 from edgecnn.agent.pack import pack_agent
 from edgecnn.board import transfer
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
 from edgecnn.board.replies import read_reply
 from edgecnn.board.shell import LinkLost
-from edgecnn.disk import drop_but_resume
-from edgecnn.errors import EdgeError
-from edgecnn.recipe_file import load_device
+from edgecnn.process.disk import drop_but_resume
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.load import load_device
+from edgecnn.targets import ssh as target_ssh
 
 
 def made(path: Path, size: int, seed: int = 0) -> tuple[str, Path]:

@@ -20,15 +20,15 @@ from golden_graphs import data_artifact, model_artifact
 from proxy import between
 from sshd import Sshd, running
 
-from edgecnn import progress
-from edgecnn.errors import EdgeError
-from edgecnn.fleet import Fleet, Json
-from edgecnn.hosts import Boards, variable
-from edgecnn.recipe import BenchSpec, ScoreSpec
-from edgecnn.recipe_file import load_device
-from edgecnn.score_ssh import cut
-from edgecnn.store import Artifact
-from edgecnn.target_ssh import connect_boards
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.load import load_device
+from edgecnn.recipe.recipe import BenchSpec, ScoreSpec
+from edgecnn.store.stage import Artifact
+from edgecnn.targets.fleet import Fleet, Json
+from edgecnn.targets.hosts import Boards, variable
+from edgecnn.targets.score_ssh import cut
+from edgecnn.targets.ssh import connect_boards
 
 
 class Told:

@@ -27,7 +27,7 @@ from edgecnn.agent.pack import Agent, pack_agent
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
 from edgecnn.board.shell import LinkLost
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 CUTS = [round(share, 2) for share in np.random.default_rng(7).uniform(0.05, 0.9, 3)]  # shares of a step's time
 

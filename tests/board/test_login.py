@@ -28,7 +28,7 @@ from edgecnn.board.jobs import Board, JobFailed
 from edgecnn.board.limits import LinkLimits
 from edgecnn.board.shell import Unreachable
 from edgecnn.board.ssh_options import Address, login_of
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from desk import Built, Desk
 from programs import SYSTEM_PATH
 from sshd import Sshd, running
 
-from edgecnn.recipe_file import load_device
+from edgecnn.recipe.load import load_device
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 from orin import UNLOCKED, Orin

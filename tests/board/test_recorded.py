@@ -13,13 +13,13 @@ from golden_graphs import colour_images, contract
 
 from edgecnn.agent.answers import candidates, dense, joined, write_answers
 from edgecnn.backends import Arrays, TensorInfo
-from edgecnn.data.boxes import Boxes
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import IoContract, OutputContract
-from edgecnn.recipe import ScoreSpec
-from edgecnn.recorded import Recorded
-from edgecnn.score import answered_batches, score_runner
-from edgecnn.score_boxes import score_detector
+from edgecnn.measure.io_contract import IoContract, OutputContract
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import ScoreSpec
+from edgecnn.targets.recorded import Recorded
+from edgecnn.tasks.detect.boxes import Boxes
+from edgecnn.tasks.detect.score_boxes import score_detector
+from edgecnn.tasks.score import answered_batches, score_runner
 
 ANCHORS, CLASSES = 60, ("cat", "dog")
 

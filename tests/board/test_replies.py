@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from asyncssh import SFTPAttrs, SFTPName
 
-from edgecnn import probe, progress
 from edgecnn.agent.answers import dense, write_answers
 from edgecnn.board.answer import Answer
 from edgecnn.board.life import Life
@@ -25,13 +24,15 @@ from edgecnn.board.replies import BadAnswer, JobFailed, read_reply
 from edgecnn.board.sftp import Sftp
 from edgecnn.board.shell import Exit, FileRefused
 from edgecnn.board.ssh import LINE_BYTES, _Lines
-from edgecnn.errors import EdgeError, printable
-from edgecnn.fleet import Done, Fleet
-from edgecnn.hosts import Boards
-from edgecnn.recipe import BenchSpec
-from edgecnn.recipe_file import load_device
-from edgecnn.recorded import Recorded
-from edgecnn.target_ssh import SshTarget, facts_of
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError, printable
+from edgecnn.recipe.load import load_device
+from edgecnn.recipe.recipe import BenchSpec
+from edgecnn.targets import probe
+from edgecnn.targets.fleet import Done, Fleet
+from edgecnn.targets.hosts import Boards
+from edgecnn.targets.recorded import Recorded
+from edgecnn.targets.ssh import SshTarget, facts_of
 
 Json = dict[str, Any]
 DIGEST = "ab" * 32

@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-from edgecnn import progress
 from edgecnn.agent.pack import pack_agent
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
-from edgecnn.errors import EdgeError
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
 
 if __name__ == "__main__":
     content = json.loads(Path(sys.argv[2]).read_text())

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgecnn.data import Index, prepare, read_index
-from edgecnn.recipe import DataSpec
+from edgecnn.data import Index, read_index
+from edgecnn.recipe.recipe import DataSpec
+from edgecnn.tasks.prepare import prepare
 
 
 @pytest.fixture

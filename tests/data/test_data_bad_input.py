@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecnn.data import missing, prepare
+from edgecnn.data import missing
 from edgecnn.data.tables import read_table
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.arrays import read_arrays
-from edgecnn.recipe import DataSpec
+from edgecnn.recipe.recipe import DataSpec
+from edgecnn.tasks.prepare import prepare
 
 Arrays = Callable[..., Path]
 Picture = Callable[..., Path]

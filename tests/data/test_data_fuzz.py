@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from detection_sets import PICTURES, as_coco, as_voc, as_yolo, picture
 
-from edgecnn.data.annotations import in_pixels
-from edgecnn.data.coco import outside
-from edgecnn.data.prepare_boxes import annotated
 from edgecnn.data.sources import find_source
 from edgecnn.data.tables import table_files
-from edgecnn.data.yolo import watched
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import DataSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import DataSpec
+from edgecnn.tasks.detect.annotations import in_pixels
+from edgecnn.tasks.detect.coco import outside
+from edgecnn.tasks.detect.prepare_boxes import annotated
+from edgecnn.tasks.detect.yolo import watched
 
 CASES = 250  # of each format
 LONGEST_S = 10.0

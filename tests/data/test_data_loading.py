@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgecnn.data import fit_image, load_images
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 
 Arrays = Callable[..., Path]
 Picture = Callable[..., Path]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgecnn.data import Index, images, labels, load_images, open_images
-from edgecnn.recipe import DataSpec
+from edgecnn.recipe.recipe import DataSpec
 
 Prepared = Callable[..., tuple[Path, Index, DataSpec]]
 

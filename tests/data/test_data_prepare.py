@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecnn.data import Images, Index, fit_image, images, labels, open_images, prepare, read_index
+from edgecnn.data import Images, Index, fit_image, images, labels, open_images, read_index
 from edgecnn.data.index import write_shards
-from edgecnn.errors import EdgeError
-from edgecnn.progress import Plain, showing
-from edgecnn.recipe import DataSpec
-from edgecnn.store import Store
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import Plain, showing
+from edgecnn.recipe.recipe import DataSpec
+from edgecnn.store.stage import Store
+from edgecnn.tasks.prepare import prepare
 
 Prepared = Callable[..., tuple[Path, Index, DataSpec]]
 Arrays = Callable[..., Path]

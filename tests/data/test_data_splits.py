@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgecnn.data.splits import make_splits
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import DataSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import DataSpec
 
 DIGITS = DataSpec(format="digits", color="gray", calibrate=50)
 

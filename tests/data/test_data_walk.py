@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from edgecnn.data import load_images, prepare, read_index
+from edgecnn.data import load_images, read_index
 from edgecnn.data.sources import find_source
 from edgecnn.data.walk import images_below
-from edgecnn.data.yolo import read_yolo
-from edgecnn.digests import Digests
-from edgecnn.errors import EdgeError
-from edgecnn.progress import Plain, showing
-from edgecnn.recipe import DataSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import Plain, showing
+from edgecnn.recipe.recipe import DataSpec
+from edgecnn.store.digests import Digests
+from edgecnn.tasks.detect.yolo import read_yolo
+from edgecnn.tasks.prepare import prepare
 
 Picture = Callable[..., Path]
 Prepared = Callable[..., tuple[Path, object, DataSpec]]

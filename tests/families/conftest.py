@@ -14,8 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch = pytest.importorskip("torch")
 from edgecnn.families import load_family  # noqa: E402
 from edgecnn.families.trained import WEIGHTS, ModelCard, write_card, write_state  # noqa: E402
-from edgecnn.recipe import ModelSpec  # noqa: E402
-from edgecnn.store import Artifact  # noqa: E402
+from edgecnn.recipe.recipe import ModelSpec  # noqa: E402
+from edgecnn.store.stage import Artifact  # noqa: E402
 
 torch.set_num_threads(1)
 Make = Callable[..., tuple[ModelSpec, Artifact]]

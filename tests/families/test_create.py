@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-from edgecnn.errors import EdgeError  # noqa: E402
 from edgecnn.families import SMALL_NAMES, check_name, load_family, missing, small  # noqa: E402
-from edgecnn.recipe import ModelSpec  # noqa: E402
+from edgecnn.process.errors import EdgeError  # noqa: E402
+from edgecnn.recipe.recipe import ModelSpec  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -124,9 +124,9 @@ def test_torchvision_weights_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 OFFLINE = """
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.families import timm
-from edgecnn.recipe import ModelSpec
+from edgecnn.recipe.recipe import ModelSpec
 try:
     timm.create(ModelSpec(family="timm", name="resnet18", weights="pretrained", image_size=64), 1000, 3)
 except EdgeError as error:

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 from edgecnn.backends import ort
-from edgecnn.data.boxes import Boxes
 from edgecnn.data.index import Images
 from edgecnn.data.pixels import fit_image
 from edgecnn.families.export import export
 from edgecnn.families.trained import WEIGHTS, ModelCard, write_card, write_state
-from edgecnn.io_contract import read_contract
+from edgecnn.measure.io_contract import read_contract
 from edgecnn.quantize.suppression import suppressed
-from edgecnn.recipe import ExportSpec, ModelSpec, ScoreSpec, SuppressSpec
-from edgecnn.score_boxes import score_detector
-from edgecnn.store import Artifact
+from edgecnn.recipe.recipe import ExportSpec, ModelSpec, ScoreSpec, SuppressSpec
+from edgecnn.store.stage import Artifact
+from edgecnn.tasks.detect.boxes import Boxes
+from edgecnn.tasks.detect.score_boxes import score_detector
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 SIZE, COUNT = 320, 24

@@ -17,9 +17,9 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from edgecnn import progress  # noqa: E402
-from edgecnn.errors import EdgeError  # noqa: E402
 from edgecnn.families.weights import read_weights  # noqa: E402
+from edgecnn.process import progress  # noqa: E402
+from edgecnn.process.errors import EdgeError  # noqa: E402
 
 pytestmark = pytest.mark.train
 MARK = "was_run"
@@ -100,7 +100,7 @@ def test_functions_are_refused_by_name(desk: Path, called: Any) -> None:
 
 def test_a_file_in_torchs_cache_is_not_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgecnn.families import fetched_file, torchvision
-    from edgecnn.recipe import ModelSpec
+    from edgecnn.recipe.recipe import ModelSpec
 
     monkeypatch.setenv("TORCH_HOME", str(desk / "torch"))
     path = fetched_file("resnet18-f37072fd.pth")

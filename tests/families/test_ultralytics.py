@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import ModelSpec
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import ModelSpec
 
 if find_spec("ultralytics") is None:
     pytest.skip("the extra [yolo] is not installed", allow_module_level=True)

@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from edgecnn.data import fit_image  # noqa: E402
-from edgecnn.errors import EdgeError  # noqa: E402
 from edgecnn.families import load_family, small  # noqa: E402
 from edgecnn.families.weights import fit_state, read_weights  # noqa: E402
-from edgecnn.recipe import ModelSpec  # noqa: E402
+from edgecnn.process.errors import EdgeError  # noqa: E402
+from edgecnn.recipe.recipe import ModelSpec  # noqa: E402
 
 pytestmark = pytest.mark.train
 

@@ -18,7 +18,7 @@ from edgecnn.quantize.judge import paired_drop
 from edgecnn.quantize.ladder import Climb, Rung, climb
 from edgecnn.quantize.placement import Graph, Placement, place
 from edgecnn.quantize.sessions import observe
-from edgecnn.recipe import RungName
+from edgecnn.recipe.recipe import RungName
 
 IMAGES = 1000
 

@@ -9,12 +9,12 @@ import onnx
 import onnx_ir as ir
 from quantize_graphs import TENSORRT, Net, Pictures, contract
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate, Tools, first
 from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.placement import Graph, place
 from edgecnn.quantize.sessions import observe, open_session, run_each
+from edgecnn.recipe.device import Scheme
 
 SIZE = 12
 

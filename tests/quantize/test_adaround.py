@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 from quantize_graphs import CPU, TENSORRT, Net, Pictures, contract, residual_net
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate, Tools, first
 from edgecnn.quantize.canonical import canonical
@@ -19,11 +18,12 @@ from edgecnn.quantize.placement import Graph, place
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.sessions import observe
 from edgecnn.quantize.weights import weight_limit
+from edgecnn.recipe.device import Scheme
 
 pytest.importorskip("torch")
+from edgecnn.process.versions import install_command
 from edgecnn.quantize.learned.adaround import NAME, Settings, adaround
 from edgecnn.quantize.learned.blocks import cut
-from edgecnn.versions import install_command
 
 FOUR_BITS = TENSORRT.model_copy(update={"weight_bits": 4})
 SHORT = Settings(iterations=120, work=2e9, largest_batch=16)

@@ -16,16 +16,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantize_graphs import CPU, TENSORRT, Net, contract, pictures, residual_net
 
-from edgecnn import progress
-from edgecnn.backends import jobs
-from edgecnn.backends.trt_rules import check
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
+from edgecnn.backends.tensorrt.rules import check
+from edgecnn.process import progress
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.arrays import NamedArrays, read_arrays
 from edgecnn.quantize.canonical import canonical, opset
 from edgecnn.quantize.sessions import open_session, run
-from edgecnn.recipe import QuantizeSpec
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import QuantizeSpec
+from edgecnn.targets import jobs
 
 SPEC = QuantizeSpec(images=8, ranges="minmax", recover="off")
 SCHEMES = pytest.mark.parametrize("scheme", [TENSORRT, CPU], ids=["tensorrt", "cpu"])

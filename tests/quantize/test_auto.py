@@ -10,12 +10,12 @@ import pytest
 from color_graphs import CONTRACT, as_ir, color_net
 from quantize_graphs import CPU, TENSORRT, Pictures
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.auto import Chosen, _best, _shared_out, automatic, by_method, output_decibels
 from edgecnn.quantize.calibrate import Calibration, Feeder, calibrate
 from edgecnn.quantize.placement import Graph, Placement, place
 from edgecnn.quantize.ranges import METHODS
 from edgecnn.quantize.sessions import observe
+from edgecnn.recipe.device import Scheme
 
 
 def pictures(bright: int, count: int = 32) -> np.ndarray:

@@ -11,12 +11,12 @@ import pytest
 from onnx import numpy_helper
 from quantize_graphs import ARM, CPU, TENSORRT, Net, Pictures, contract, pictures, residual_net
 
-from edgecnn.backends.trt_rules import check
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
+from edgecnn.backends.tensorrt.rules import check
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.sessions import open_session, run
-from edgecnn.recipe import QuantizeSpec
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import QuantizeSpec
 
 SCHEMES = pytest.mark.parametrize("scheme", [TENSORRT, CPU, ARM], ids=["tensorrt", "cpu", "arm"])
 RANGES = pytest.mark.parametrize("ranges", ["auto", "minmax", "percentile", "entropy", "mse"])

@@ -10,11 +10,11 @@ import pytest
 from quantize_graphs import CPU, TENSORRT, Net
 from recovering import SIZE, begun, chain, saved, unseen_db
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.recover.bias import bias
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.sessions import expose, open_session, run_each
+from edgecnn.recipe.device import Scheme
 
 FOUR_BITS = TENSORRT.model_copy(update={"weight_bits": 4})
 CPU_FOUR_BITS = CPU.model_copy(update={"weight_bits": 4})

@@ -15,15 +15,15 @@ from color_graphs import CONTRACT, color_net, colors, hard_net, saved
 from quantize_graphs import CPU, TENSORRT, Pictures
 from typer.testing import CliRunner
 
+from edgecnn.api import quantize_file
 from edgecnn.backends.cpu import read_cpu
-from edgecnn.cli import app
-from edgecnn.commands import quantize_file
-from edgecnn.device import DeviceFacts, Scheme, kernels
-from edgecnn.errors import EdgeError
-from edgecnn.foreign_budget import calibrating_spec, promise_of, recover_of, share_out, verdict_of
+from edgecnn.cli.app import app
+from edgecnn.foreign.budget import calibrating_spec, promise_of, recover_of, share_out, verdict_of
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.judge import Selected
-from edgecnn.recipe import Promise, QuantizeSpec, RecoverSpec
+from edgecnn.recipe.device import DeviceFacts, Scheme, kernels
+from edgecnn.recipe.recipe import Promise, QuantizeSpec, RecoverSpec
 
 
 def spec(recover: Any = "off", **given: Any) -> QuantizeSpec:

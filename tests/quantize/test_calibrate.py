@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from quantize_graphs import Net, Pictures, contract, pictures, residual_net
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.calibrate import Calibration, Feeder, calibrate
 from edgecnn.quantize.canonical import canonical
 

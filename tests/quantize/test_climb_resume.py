@@ -16,7 +16,7 @@ import pytest
 from climbing import LOST, biased, climbed, in_float, logged_climb, names, placed, tools_of
 from color_graphs import as_ir, hard_net
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import checkpoint
 from edgecnn.quantize.candidate import Candidate, Tools, first
 from edgecnn.quantize.rewrite import Overrides

@@ -10,9 +10,9 @@ import pytest
 from quantize_graphs import CPU, TENSORRT
 from recovering import begun, chain, saved, unseen_db
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.recover.clip import clip
 from edgecnn.quantize.rewrite import serialized
+from edgecnn.recipe.device import Scheme
 
 
 @pytest.mark.parametrize("scheme", [TENSORRT, CPU], ids=["tensorrt", "cpu-int32-bias"])

@@ -15,15 +15,15 @@ from foreign_zoo import ZOO, Foreign, N
 from onnx import TensorProto
 from quantize_graphs import CPU, TENSORRT
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError, InternalError
+from edgecnn.process.errors import EdgeError, InternalError
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.ends import Ends
 from edgecnn.quantize.same import require_same
 from edgecnn.quantize.sensitivity import sensitivity
-from edgecnn.recipe import QuantizeSpec
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import QuantizeSpec
 
 NAMED = ("tensor ", "weight ", "node ")
 FEW_BITS = TENSORRT.model_copy(update={"activation_bits": 6})  # a Clip before every QuantizeLinear

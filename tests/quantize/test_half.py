@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto
 from quantize_graphs import TENSORRT, Net, contract, pictures
 
-from edgecnn.backends.trt_rules import check
+from edgecnn.backends.tensorrt.rules import check
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.sessions import open_session, run
-from edgecnn.recipe import QuantizeSpec
+from edgecnn.recipe.recipe import QuantizeSpec
 
 
 def quantized(folder: Path, path: Path) -> tuple[onnx.ModelProto, dict[str, object]]:

@@ -11,9 +11,9 @@ from foreign_zoo import Foreign, N
 from onnx import TensorProto
 from quantize_graphs import CPU, TENSORRT, Pictures
 
-from edgecnn import stats
-from edgecnn.errors import EdgeError
-from edgecnn.foreign_input import contract_of
+from edgecnn.foreign.input import contract_of
+from edgecnn.measure import stats
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools
 from edgecnn.quantize.canonical import canonical

@@ -11,18 +11,18 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgecnn.data.boxes import Boxes
 from edgecnn.data.index import Images
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import InputContract, IoContract, OutputContract
+from edgecnn.measure.io_contract import InputContract, IoContract, OutputContract
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools, first
 from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.judge_boxes import BoxJudge, SelectedBoxes
 from edgecnn.quantize.placement import Graph, place
 from edgecnn.quantize.sessions import observe
-from edgecnn.recipe import ScoreSpec
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import ScoreSpec
+from edgecnn.tasks.detect.boxes import Boxes
 
 SIZE, CELL, COUNT = 32, 8, 24
 CELLS = SIZE // CELL

@@ -11,7 +11,6 @@ import onnx_ir as ir
 import pytest
 from quantize_graphs import CPU, TENSORRT, Net, contract, pictures, residual_net
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate, Drop, Tools, first
 from edgecnn.quantize.canonical import canonical
@@ -21,6 +20,7 @@ from edgecnn.quantize.recover.mixed import mixed
 from edgecnn.quantize.rewrite import Overrides
 from edgecnn.quantize.sessions import expose, observe, open_session, run_each
 from edgecnn.quantize.weights import integer_weight
+from edgecnn.recipe.device import Scheme
 
 COARSE = TENSORRT.model_copy(update={"activation_bits": 5})
 COARSE_CPU = CPU.model_copy(update={"activation_bits": 5})

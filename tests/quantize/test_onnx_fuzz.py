@@ -15,7 +15,7 @@ from foreign_zoo import FLOAT, ZOO, Foreign, N, branches
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_mutations import mutated_bytes, mutated_model
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.check import check_onnx
 

@@ -14,12 +14,12 @@ import pytest
 from color_graphs import color_net, colors, hard_net, saved
 from quantize_graphs import TENSORRT, Net, Pictures, contract, pictures, residual_net
 
-from edgecnn import stats
-from edgecnn.foreign import quantize_foreign
+from edgecnn.foreign.quantize import quantize_foreign
+from edgecnn.measure import stats
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.outputs import Told
-from edgecnn.recipe import QuantizeSpec
-from edgecnn.recipe_file import load_device
+from edgecnn.recipe.load import load_device
+from edgecnn.recipe.recipe import QuantizeSpec
 
 
 def test_a_few_images_decide_the_pooled_value_and_not_the_median() -> None:

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from quantize_graphs import CPU_7BIT, TENSORRT, Net, Pictures, contract
 
-from edgecnn.device import Scheme
 from edgecnn.quantize import quantize_model
-from edgecnn.recipe import Normalization, QuantizeSpec
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import Normalization, QuantizeSpec
 
 IMAGES = 1000
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])

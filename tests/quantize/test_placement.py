@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantize_graphs import ARM, CPU, TENSORRT, Net, residual_net
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.placement import Graph, Placement, place
 from edgecnn.quantize.sessions import observe
+from edgecnn.recipe.device import Scheme
 
 
 def placed(path: Path, scheme: Scheme, keep: tuple[str, ...] = (), channels: int = 3) -> Placement:

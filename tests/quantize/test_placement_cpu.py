@@ -9,7 +9,6 @@ import onnx_ir as ir
 import pytest
 from quantize_graphs import ARM, CPU, TENSORRT, Net, contract, pictures, residual_net
 
-from edgecnn.device import DeviceFacts, Scheme, resolve
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools, first
 from edgecnn.quantize.canonical import canonical
@@ -17,6 +16,7 @@ from edgecnn.quantize.coverage import coverage
 from edgecnn.quantize.placement import Graph, Placement, place
 from edgecnn.quantize.repeats import delivered, without_repeats
 from edgecnn.quantize.sessions import observe, open_session, run
+from edgecnn.recipe.device import DeviceFacts, Scheme, resolve
 
 X86_VNNI = CPU.model_copy(update={"costs": "x86-vnni"})
 X86 = CPU.model_copy(update={"costs": "x86", "weights": "int8-per-channel-7bit"})

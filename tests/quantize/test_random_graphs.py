@@ -15,13 +15,13 @@ from onnx import numpy_helper
 from quantize_graphs import CPU, TENSORRT, contract, pictures
 from random_graphs import Builder, networks
 
-from edgecnn.backends.trt_rules import check
-from edgecnn.device import Scheme
+from edgecnn.backends.tensorrt.rules import check
 from edgecnn.quantize import quantize_model
 from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.placement import Graph, Placement, place
 from edgecnn.quantize.sessions import observe, open_session, run
-from edgecnn.recipe import QuantizeSpec
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import QuantizeSpec
 
 IMAGES = pictures(4)
 # The error may not exceed this share of the largest answer (root mean square): 8 bits through a few random layers.

@@ -16,12 +16,12 @@ from onnx import TensorProto, numpy_helper
 from quantize_graphs import ARM, CPU, CPU_7BIT, TENSORRT, Net, Pictures, contract, pictures, residual_net
 
 from edgecnn.data.index import write_shards
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
-from edgecnn.progress import Plain, showing
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.progress import Plain, showing
 from edgecnn.quantize import quantize_model, typed_float
-from edgecnn.recipe import QuantizeSpec
-from edgecnn.store import Artifact
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.recipe import QuantizeSpec
+from edgecnn.store.stage import Artifact
 
 
 def quantized(

@@ -12,15 +12,15 @@ import yaml
 from bad_input_desk import Desk, make_graphs, make_pictures
 from quantize_graphs import CPU, TENSORRT, Net, contract, pictures, residual_net
 
-from edgecnn.device import Scheme
-from edgecnn.errors import EdgeError
+from edgecnn.foreign.sensitivity import measure_file, table
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.versions import install_command
 from edgecnn.quantize.histogram import Histogram
 from edgecnn.quantize.ranges import Grid
 from edgecnn.quantize.sensitivity import Sensitivity, saturation, sensitivity
-from edgecnn.recipe import QuantizeSpec
-from edgecnn.recipe_file import load_device
-from edgecnn.sensitivity import measure_file, table
-from edgecnn.versions import install_command
+from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.load import load_device
+from edgecnn.recipe.recipe import QuantizeSpec
 
 IMAGES = 120
 SCHEMES = pytest.mark.parametrize("scheme", [TENSORRT, CPU], ids=["tensorrt", "cpu"])

@@ -11,7 +11,6 @@ import pytest
 from onnx import helper
 from quantize_graphs import ARM, CPU, TENSORRT, Net, contract, pictures, residual_net
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.auto import signal_and_noise
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.canonical import canonical
@@ -21,6 +20,7 @@ from edgecnn.quantize.ranges import activation_grid
 from edgecnn.quantize.rewrite import rewrite
 from edgecnn.quantize.sessions import observe, open_session, run, run_each
 from edgecnn.quantize.swap import simulations
+from edgecnn.recipe.device import Scheme
 
 SIX_BITS = TENSORRT.model_copy(update={"activation_bits": 6})
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from quantize_graphs import CPU, TENSORRT, Net, contract, pictures, residual_net
 
-from edgecnn.backends.trt_rules import check
+from edgecnn.backends.tensorrt.rules import check
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools, first
 from edgecnn.quantize.canonical import canonical

@@ -10,14 +10,15 @@ import pytest
 from golden_graphs import save, value
 from onnx import helper
 
-from edgecnn.backends import load_backend, trt_rules
+from edgecnn.backends import load_backend
+from edgecnn.backends.tensorrt import rules as trt_rules
 from edgecnn.data.letterbox import Letterbox
-from edgecnn.detect import detect
-from edgecnn.errors import EdgeError
-from edgecnn.io_contract import KEY, InputContract, IoContract, OutputContract, read_contract
+from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputContract, read_contract
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.suppression import OUTPUTS, bare, suppressed
-from edgecnn.recipe import ScoreSpec, SuppressSpec
-from edgecnn.score_boxes import answered
+from edgecnn.recipe.recipe import ScoreSpec, SuppressSpec
+from edgecnn.tasks.detect.detect import detect
+from edgecnn.tasks.detect.score_boxes import answered
 
 SIZE = 96
 MEANINGS = ("boxes", "scores")

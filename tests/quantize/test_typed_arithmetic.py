@@ -25,7 +25,7 @@ from edgecnn.quantize.rounded import rounded
 from edgecnn.quantize.sessions import open_session, run
 from edgecnn.quantize.typed import typed
 from edgecnn.quantize.typed_check import Reference, checked
-from edgecnn.recipe import QuantizeSpec
+from edgecnn.recipe.recipe import QuantizeSpec
 
 SPEC = QuantizeSpec(images=8, ranges="minmax", recover="off")
 Tail = Callable[[Net, str], str]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from evidence_folders import CPU, HERE, climb, evidence, recipe
 
-from edgecnn.gate import judge
 from edgecnn.report import CompiledCheck, CompiledFor
+from edgecnn.verdict.gate import judge
 
 
 @pytest.fixture(scope="session")

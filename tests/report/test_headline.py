@@ -11,13 +11,13 @@ import pytest
 from evidence_folders import CPU, HERE, evidence, recipe
 from rich.console import Console
 
-from edgecnn.gate import judge
 from edgecnn.report import LayerError, as_json, parse_report
 from edgecnn.report.figures import distribution
 from edgecnn.report.html import as_html
 from edgecnn.report.markdown import as_markdown
 from edgecnn.report.table import print_report
 from edgecnn.report.wording import headline
+from edgecnn.verdict.gate import judge
 
 
 def _report(folder, warnings=(), **numbers):

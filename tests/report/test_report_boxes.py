@@ -17,17 +17,17 @@ from evidence_folders import CPU, HERE, NO_BOARD, evidence
 from PIL import Image
 
 from edgecnn.backends.cpu import read_cpu
-from edgecnn.baseline_boxes import accuracy_check, fault, nothing_proved
-from edgecnn.data.boxes import Boxes
 from edgecnn.data.index import Index, write_index
-from edgecnn.detect import Detections
-from edgecnn.gate import judge
-from edgecnn.recipe import Recipe, ScoreSpec
+from edgecnn.recipe.recipe import Recipe, ScoreSpec
 from edgecnn.report import as_json, parse_report, write_report
 from edgecnn.report.detection import MOST_IMAGES, changed_images
 from edgecnn.report.evidence import Evidence, collect_outcomes
 from edgecnn.report.pictures import SIDE, pictures
-from edgecnn.score_boxes import write_detections
+from edgecnn.tasks.detect.boxes import Boxes
+from edgecnn.tasks.detect.detect import Detections
+from edgecnn.tasks.detect.score_boxes import write_detections
+from edgecnn.verdict.baseline_boxes import accuracy_check, fault, nothing_proved
+from edgecnn.verdict.gate import judge
 
 CLASSES = ("cell", "<blob>")
 Found = list[tuple[list[float], float, int]]  # box, score, class

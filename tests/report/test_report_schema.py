@@ -9,7 +9,7 @@ import pytest
 from evidence_folders import climb, quantize_document
 from pydantic import ValidationError
 
-from edgecnn.errors import EdgeError
+from edgecnn.process.errors import EdgeError
 from edgecnn.report import Check, CompiledFor, Report, as_json, parse_report, read_report, write_report
 
 

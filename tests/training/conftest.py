@@ -13,9 +13,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 torch = pytest.importorskip("torch")
-from edgecnn.data import prepare  # noqa: E402
-from edgecnn.recipe import DataSpec, ModelSpec, TrainSpec  # noqa: E402
-from edgecnn.store import Artifact  # noqa: E402
+from edgecnn.recipe.recipe import DataSpec, ModelSpec, TrainSpec  # noqa: E402
+from edgecnn.store.stage import Artifact  # noqa: E402
+from edgecnn.tasks.prepare import prepare  # noqa: E402
 from edgecnn.training.child import work  # noqa: E402
 from edgecnn.training.job import TrainJob  # noqa: E402
 

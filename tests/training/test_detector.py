@@ -13,12 +13,13 @@ import torch
 from dots import write_dots
 from PIL import Image
 
-from edgecnn.data import prepare, read_index
-from edgecnn.data.boxes import Boxes, read_boxes
+from edgecnn.data import read_index
 from edgecnn.data.openers import open_images
-from edgecnn.errors import EdgeError
-from edgecnn.recipe import DataSpec, DistillSpec, ModelSpec, Student, TeacherSpec, TrainSpec
-from edgecnn.store import Artifact
+from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.recipe import DataSpec, DistillSpec, ModelSpec, Student, TeacherSpec, TrainSpec
+from edgecnn.store.stage import Artifact
+from edgecnn.tasks.detect.boxes import Boxes, read_boxes
+from edgecnn.tasks.prepare import prepare
 from edgecnn.training import train
 
 if find_spec("ultralytics") is None:

@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from edgecnn.errors import EdgeError  # noqa: E402
-from edgecnn.recipe import DistillSpec, TrainSpec  # noqa: E402
+from edgecnn.process.errors import EdgeError  # noqa: E402
+from edgecnn.recipe.recipe import DistillSpec, TrainSpec  # noqa: E402
 from edgecnn.training.distill import distillation_loss, pearson_distance, softened_divergence  # noqa: E402
 from edgecnn.training.feed import epoch_batches, in_order  # noqa: E402
 from edgecnn.training.schedule import Average, learning_rate, make_optimizer  # noqa: E402

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-from edgecnn.store import Artifact  # noqa: E402
+from edgecnn.store.stage import Artifact  # noqa: E402
 
 pytestmark = pytest.mark.train
 
 STAGE = """
 import json, sys
 from pathlib import Path
-from edgecnn.recipe import DataSpec, Student
-from edgecnn.store import Artifact
+from edgecnn.recipe.recipe import DataSpec, Student
+from edgecnn.store.stage import Artifact
 from edgecnn.training import train
 job = json.loads(Path(sys.argv[1]).read_text())
 train(

@@ -13,10 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from edgecnn.data import images, labels, read_index  # noqa: E402
-from edgecnn.errors import EdgeError  # noqa: E402
 from edgecnn.families.trained import read_trained  # noqa: E402
-from edgecnn.recipe import DataSpec, ModelSpec, Student, TeacherSpec, TrainSpec  # noqa: E402
-from edgecnn.store import Artifact  # noqa: E402
+from edgecnn.process.errors import EdgeError  # noqa: E402
+from edgecnn.recipe.recipe import DataSpec, ModelSpec, Student, TeacherSpec, TrainSpec  # noqa: E402
+from edgecnn.store.stage import Artifact  # noqa: E402
 from edgecnn.training import train  # noqa: E402
 from edgecnn.training.feed import Normalizer  # noqa: E402
 

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn import progress
 from edgecnn.data.archives import DAMAGED
+from edgecnn.process import progress
+from edgecnn.process.versions import install_command
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.noise_split import integer_weights, sqnr_of
 from edgecnn.quantize.placement import Graph
 from edgecnn.quantize.rewrite import Overrides
 from edgecnn.quantize.weights import IntegerWeight
-from edgecnn.versions import install_command
 
 if TYPE_CHECKING:
     from edgecnn.quantize.learned.blocks import Block

@@ -12,13 +12,13 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgecnn.device import Scheme
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.learned.blocks import Block
 from edgecnn.quantize.learned.piece import Piece, Rounding
 from edgecnn.quantize.learned.stream import Tensors
 from edgecnn.quantize.weights import IntegerWeight, weight_limit
+from edgecnn.recipe.device import Scheme
 
 _TINY = 1e-30
 

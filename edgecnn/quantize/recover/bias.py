@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgecnn import progress
-from edgecnn.progress import track
+from edgecnn.process import progress
+from edgecnn.process.progress import track
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.canonical import constant, opset
 from edgecnn.quantize.learned.blocks import Block, alive, cut

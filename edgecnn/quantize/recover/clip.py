@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgecnn import progress
-from edgecnn.device import Scheme
-from edgecnn.progress import track
+from edgecnn.process import progress
+from edgecnn.process.progress import track
 from edgecnn.quantize.auto import Range
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.ranges import activation_grid
@@ -21,6 +20,7 @@ from edgecnn.quantize.recover.effort import affordable, some
 from edgecnn.quantize.recover.quality import Reference, better, improves, quality, reference, split
 from edgecnn.quantize.rewrite import NOTHING, Grids
 from edgecnn.quantize.swap import Simulation
+from edgecnn.recipe.device import Scheme
 
 NAME = "clip"
 _EFFORT = 5e11  # multiply-accumulates of all trials

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgecnn.quantize.candidate import Tools
 from edgecnn.quantize.coverage import macs
 from edgecnn.quantize.recover.quality import split
-from edgecnn.recipe import EffortName, RungName
+from edgecnn.recipe.recipe import EffortName, RungName
 
 _ELEMENTWISE = 8  # a value quantized, dequantized or activated costs as many multiply-accumulates as this
 

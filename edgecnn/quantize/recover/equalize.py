@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from edgecnn import progress
+from edgecnn.process import progress
 from edgecnn.quantize.auto import by_method
 from edgecnn.quantize.calibrate import calibrate
 from edgecnn.quantize.candidate import Candidate, Tools, again

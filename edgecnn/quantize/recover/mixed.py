@@ -17,7 +17,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from edgecnn import progress
+from edgecnn.process import progress
 from edgecnn.quantize import checkpoint
 from edgecnn.quantize.auto import Range, automatic, by_method
 from edgecnn.quantize.calibrate import calibrate

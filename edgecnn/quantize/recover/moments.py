@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.progress import track
+from edgecnn.process.progress import track
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.placement import Graph

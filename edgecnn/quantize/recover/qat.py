@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from edgecnn.errors import EdgeError
 from edgecnn.families import load_family
+from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import checkpoint
 from edgecnn.quantize.candidate import Candidate, Tools
 

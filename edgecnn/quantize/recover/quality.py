@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.progress import track
+from edgecnn.measure.stats import decibel
+from edgecnn.process.progress import track
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.calibrate import Feeder, ImageSource
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.last_layers import ends
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
-from edgecnn.stats import decibel
 
 IMAGES = 48  # of 224 x 224; of smaller images as many more, up to MOST
 MOST = 192

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgecnn.progress import track
+from edgecnn.process.progress import track
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.canonical import opset
 from edgecnn.quantize.names import Names

@@ -12,8 +12,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
-from edgecnn.progress import track
+from edgecnn.process.progress import track
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.placement import Weight
@@ -24,6 +23,7 @@ from edgecnn.quantize.recover.moments import Moments, input_moments, patch_size
 from edgecnn.quantize.recover.rounding import compensated, nearest, row_errors
 from edgecnn.quantize.rewrite import BIAS, Overrides
 from edgecnn.quantize.weights import IntegerWeight, integer_weight, weight_limit
+from edgecnn.recipe.device import Scheme
 
 _SHARES = np.linspace(0.93, 0.45, 9)  # of the scale that holds the largest weight
 _DAMPING = (0.1, 0.01, 1.0)  # of the mean of the second moments' diagonal; the first alone where effort is short

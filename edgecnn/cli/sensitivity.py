@@ -1,0 +1,33 @@
+"""The `edgecnn sensitivity` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgecnn.cli.options import AsJson, DeviceGiven, Images, InputText, Quiet, print_result, shown
+
+
+def sensitivity(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A float model.")],
+    data: Annotated[Path, typer.Option(help="Calibration images: image folder, label table, or .npz with `images`.")],
+    device: DeviceGiven,
+    images: Images = None,
+    ranges: Annotated[str, typer.Option(help="auto, minmax, percentile, entropy or mse.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("sensitivity"),
+    input_: InputText = "",
+    keep_float: Annotated[list[str], typer.Option(help="A node that stays float, by name. Repeatable.")] = [],  # noqa: B006
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Say which layers cost a model its accuracy in INT8, by weights or by activation: table, JSON and plot."""
+    from edgecnn.foreign.sensitivity import measure_file
+
+    with shown(as_json, quiet):
+        document, text = measure_file(
+            model, data=data, device=device, images=images, ranges=ranges, out=out, preprocessing=input_,
+            keep_float=tuple(keep_float),
+        )  # fmt: skip
+    print_result(as_json, document, text)

@@ -1,0 +1,1 @@
+"""Finished stages, keyed by content."""

@@ -1,0 +1,1 @@
+"""Devices: this machine, boards over SSH, and devices that are not here."""

@@ -1,0 +1,1 @@
+"""What a network is for: labels, scores and figures of each task."""

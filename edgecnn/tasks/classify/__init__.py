@@ -1,0 +1,1 @@
+"""Classification: its metrics."""

@@ -1,0 +1,1 @@
+"""Object detection: boxes and their readers, decoding, suppression, mean average precision."""

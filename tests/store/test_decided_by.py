@@ -1,0 +1,159 @@
+"""Every library that a stage's code imports is in its key, or stands here with the reason why it decides nothing."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecnn import quantize
+from edgecnn.families.export import export
+from edgecnn.store.stage import Store
+from edgecnn.targets import offline as target_offline
+from edgecnn.targets import ssh as target_ssh
+from edgecnn.targets import target
+from edgecnn.tasks import score
+from edgecnn.tasks.prepare import prepare
+from edgecnn.training import train
+from edgecnn.verdict import runs
+
+PACKAGE = Path(quantize.__file__).parent.parent
+# (the stage, where its code begins, the rooms in which it goes on). A child process begins where its job's text says.
+QUANTIZER = (
+    "edgecnn.quantize",
+    "edgecnn.training",
+    "edgecnn.families",
+    "edgecnn.data.pixels",
+    "edgecnn.tasks.detect.detect",
+)
+SCORING = (
+    "edgecnn.tasks.score", "edgecnn.tasks.detect.score_boxes", "edgecnn.tasks.detect.detect",
+    "edgecnn.tasks.detect.decode", "edgecnn.tasks.classify.metrics", "edgecnn.measure.feeding", "edgecnn.backends.ort",
+)  # fmt: skip
+STAGES: list[tuple[Callable[..., None], tuple[str, ...], tuple[str, ...]]] = [
+    (prepare, ("edgecnn.tasks.prepare",), ("edgecnn.data", "edgecnn.tasks.prepare", "edgecnn.tasks.detect")),
+    (train, ("edgecnn.training",), ("edgecnn.training", "edgecnn.families", "edgecnn.data.pixels")),
+    (export, ("edgecnn.families.export",), ("edgecnn.families",)),
+    (quantize.quantize, ("edgecnn.quantize",), QUANTIZER),
+    (score.score_reference, SCORING, SCORING),
+    (target.Local.score, SCORING, SCORING),
+    (target_offline.Offline.score, SCORING, SCORING),
+    (target.LocalGpu.score, ("edgecnn.tasks.detect.score_boxes",), ("edgecnn.tasks.detect.score_boxes",)),
+    (target_ssh.SshTarget.score, ("edgecnn.tasks.detect.score_boxes",), ("edgecnn.tasks.detect.score_boxes",)),
+]
+DISTRIBUTIONS = {
+    "PIL": "pillow", "sklearn": "scikit-learn", "onnx_ir": "onnx-ir", "yaml": "pyyaml",
+    "faster_coco_eval": "faster-coco-eval", "google": "protobuf",
+}  # fmt: skip
+# What another library or build of the same code brings.
+BESIDE = {
+    "onnxruntime-gpu": "onnxruntime", "opencv-python": "ultralytics", "opencv-python-headless": "ultralytics",
+}  # fmt: skip
+EVERYWHERE = {
+    "pydantic": "checks what a person wrote",
+    "pyyaml": "reads text",
+    "safetensors": "moves bytes",
+    "protobuf": "moves bytes",
+}
+DECIDES_NOTHING = {
+    ("prepare", "numpy"): "integers, and RandomState, whose stream is fixed",
+    ("prepare", "scikit-learn"): "its digits are a file that has never changed",
+    ("train", "numpy"): "integers, and RandomState, whose stream is fixed",
+    ("train", "onnx"): "the export's", ("train", "onnx-ir"): "the export's",
+    ("export", "pillow"): "the detector's training images", ("export", "numpy"): "moves arrays",
+    ("export", "onnxruntime"): "compares answers, and refuses",
+    **{(name, "numpy"): "products, sums and orders of a few numbers each" for name in ("score_reference", "score")},
+    ("score_reference", "onnx"): "reads the metadata", ("score", "onnx"): "reads the metadata",
+}  # fmt: skip
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+class Names(ast.NodeVisitor):
+    """What a module imports, anywhere in it; the modules of the package that a text of its names."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def visit_If(self, node: ast.If) -> None:
+        if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found.update(alias.name for alias in node.names)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.found.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str) and node.value in MODULES:
+            self.found.add(node.value)
+
+
+def imported(begin: tuple[str, ...], rooms: tuple[str, ...]) -> set[str]:
+    """Distributions that the code from these modules on imports, as long as it stays in the rooms."""
+    waiting, seen, libraries = list(begin), set(), set()
+    while waiting:
+        module = waiting.pop()
+        if module in seen or not any(module == room or module.startswith(f"{room}.") for room in rooms):
+            continue
+        seen.add(module)
+        names = Names()
+        names.visit(ast.parse(MODULES[module].read_text()))
+        for name in names.found:
+            top = name.split(".")[0]
+            if top == "edgecnn":
+                while name not in MODULES:
+                    name = name.rpartition(".")[0]
+                waiting.append(name)
+            elif top not in sys.stdlib_module_names:
+                libraries.add(DISTRIBUTIONS.get(top, top))
+    return libraries
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage[0].__qualname__)
+def test_a_key_holds_what_decides(stage: tuple[Any, tuple[str, ...], tuple[str, ...]]) -> None:
+    make, begin, rooms = stage
+    name, listed = make.__name__, set(make.libraries)
+    excused = {library for one, library in DECIDES_NOTHING if one == name} | EVERYWHERE.keys()
+    wanted = imported(begin, rooms) - excused
+    assert wanted - listed == set(), "add them to decided_by, or say here why they decide nothing"
+    assert {BESIDE.get(library, library) for library in listed} - imported(begin, rooms) == set()
+
+
+def test_no_excuse_outlives_its_reason() -> None:
+    used = {(make.__name__, library) for make, begin, rooms in STAGES for library in imported(begin, rooms)}
+    assert DECIDES_NOTHING.keys() - used == set()
+
+
+@pytest.mark.parametrize(
+    ("make", "library"),
+    [
+        (train, "ultralytics"), (train, "pillow"), (export, "ultralytics"), (quantize.quantize, "scipy"),
+        (score.score_reference, "faster-coco-eval"), (target_ssh.SshTarget.score, "faster-coco-eval"),
+    ],
+)  # fmt: skip
+def test_another_version_is_another_key(tmp_path: Path, make: Callable[..., None], library: str) -> None:
+    facts = [
+        Store(tmp_path, versions=lambda name, version=version: version if name == library else "1.0").facts(make, ())
+        for version in ("8.4.0", "9.9.9")
+    ]
+    assert facts[0] != facts[1]
+
+
+def test_the_lock_file_names_every_library_of_a_key() -> None:
+    keyed = {library for make, _, _ in STAGES for library in make.libraries}  # type: ignore[attr-defined]
+    assert keyed <= set(runs.LIBRARIES)

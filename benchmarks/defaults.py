@@ -1,11 +1,15 @@
 """Our default settings beside onnxruntime, NNCF and Model Optimizer, on images that calibrated nothing, by hand.
 
-    EDGECNN_DATA=… python benchmarks/defaults.py [--only yolo11n] [--tools ours,nncf] [--draw 0] [--table]
+    EDGECNN_DATA=… python benchmarks/defaults.py [--device cpu-x86] [--only yolo11n] [--tools ours,nncf] [--draw 0]
 
-TensorRT's scheme. Every tool gets the same float ONNX and the same calibration images, and its Q/DQ graph is evaluated
-in float (onnxruntime, optimizations off) on the same held images. Told are the SQNR in dB of all held images pooled and
-the median of each image's own, of every part of the output; INT8 share of MACs; seconds of the processor. Each result
-is kept under the work folder, so a second call continues.
+Every tool gets the same float ONNX and the same calibration images, ours in the device's types, and its Q/DQ graph is
+evaluated on the same held images by what runs it on that device: OpenVINO's kernels, onnxruntime's, or for TensorRT
+the float simulation (onnxruntime, optimizations off). There the table tells which graphs TensorRT's rules refuse. For
+`cpu-x86` onnxruntime's quantizer takes UINT8 activations and INT32 biases, as its documentation advises. `--equal`
+keeps what our placement leaves float on that device float for the peers too.
+
+Told are the SQNR in dB of all held images pooled and the median of each image's own, of every part of the output; INT8
+share of MACs; seconds of the processor. Graphs and results are kept under the work folder: a second call continues.
 """
 
 from __future__ import annotations
@@ -25,10 +29,15 @@ import numpy as np
 import onnx_ir as ir
 from default_models import NETWORKS, Network, network
 from packs import WORK
-from quantizer_runs import HERE, Json, Tool, environment, int8_share
+from quantizer_runs import HEADER, HERE, Json, Tool, environment, int8_share
 
+from edgecnn.backends.openvino import OpenVino
+from edgecnn.backends.tensorrt.rules import check
 from edgecnn.process.versions import code_version
-from edgecnn.quantize.sessions import open_session, run_each
+from edgecnn.quantize.canonical import canonical
+from edgecnn.quantize.placement import Graph, place
+from edgecnn.quantize.sessions import observe, open_session, run_each
+from edgecnn.recipe.load import load_device
 
 TOOLS = (
     Tool("ours fast", "ours", "fast"),
@@ -43,11 +52,19 @@ TOOLS = (
 )
 
 
-def outputs(net: Network, model: Path | ir.Model, numbers: np.ndarray, *, simulate: bool) -> list[np.ndarray]:
-    """The first output of every image."""
+def outputs(net: Network, model: Path, numbers: np.ndarray, *, simulate: bool) -> list[np.ndarray]:
+    """The first output of every image by onnxruntime."""
     session = open_session(model, simulate=simulate)
     found = run_each(session, (net.contract.feed(net.pool[n : n + 1]) for n in numbers))
     return [np.asarray(each[0]) for each in found]
+
+
+def on_device(net: Network, model: Path, numbers: np.ndarray, backend: str) -> list[np.ndarray]:
+    """The first output of every image by what runs the graph on the device."""
+    if backend != "openvino":
+        return outputs(net, model, numbers, simulate=backend != "onnxruntime")
+    runner = OpenVino().load(model)
+    return [runner(net.contract.feed(net.pool[n : n + 1]))[runner.outputs[0]] for n in numbers]
 
 
 def compared(net: Network, exact: list[np.ndarray], got: list[np.ndarray]) -> Json:
@@ -92,7 +109,9 @@ def quantized(net: Network, tool: Tool, draw: int, given: Any, made: Path) -> Js
     normalization = net.contract.normalization
     job = {
         "tool": tool.peer, "method": tool.method, "model": str(net.model), "output": str(made), "images": str(images),
-        "exclude": [], "network": net.name, "data": str(given.data), "work": str(given.work), "device": given.device,
+        "exclude": stays_float(net, given.device) if given.equal and tool.peer != "ours" else [],
+        "types": "u8s8" if _in_types(tool, given) else "s8s8",
+        "network": net.name, "data": str(given.data), "work": str(given.work), "device": given.device,
         "input": {
             "name": net.contract.input.name, "color": net.contract.input.color,
             "low": net.contract.input.range[0], "high": net.contract.input.range[1],
@@ -112,21 +131,47 @@ def quantized(net: Network, tool: Tool, draw: int, given: Any, made: Path) -> Js
     return found
 
 
+def stays_float(net: Network, device: str) -> list[str]:
+    """Names of the layers that our placement leaves float on the device."""
+    model = canonical(net.model)
+    shapes, _ = observe(model, [net.contract.feed(net.pool[:1])])
+    known = {node.name for node in ir.load(net.model).graph}
+    return [name for name in place(Graph(model, shapes), load_device(device).scheme).why_float if name in known]
+
+
+def graph_of(net: Network, tool: Tool, draw: int, given: Any) -> tuple[Path, Json]:
+    """The tool's graph, kept, and what its child told."""
+    made = Path(given.work) / "defaults" / "graphs" / f"{_key(net.name, tool, draw, given, graph=True)}.onnx"
+    told = made.with_suffix(".json")
+    if not told.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="edgecnn-default-", dir=made.parent) as scratch:
+            new = Path(scratch, "model.onnx")
+            answer = quantized(net, tool, draw, given, new)
+            if "failed" not in answer:
+                new.replace(made)
+            Path(scratch, "told.json").write_text(json.dumps(answer))
+            Path(scratch, "told.json").replace(told)
+    return made, json.loads(told.read_text())
+
+
 def measured(net: Network, tool: Tool, draw: int, given: Any) -> Json:
     """One tool on one draw."""
     head = {"model": net.name, "tool": tool.name, "draw": draw}
-    with tempfile.TemporaryDirectory(prefix="edgecnn-default-") as scratch:
-        made = Path(scratch, "model.onnx")
-        told = quantized(net, tool, draw, given, made)
-        if "failed" in told:
-            return {**head, **told}
-        numbers = net.draw(draw)[1]
-        exact = outputs(net, net.model, numbers, simulate=False)
-        got = outputs(net, made, numbers, simulate=True)
-        return {
-            **head, "images": len(numbers), "sqnr": compared(net, exact, got), "int8_macs": _share(net, made),
-            "miou": mean_iou(net, got, numbers), "float_miou": mean_iou(net, exact, numbers), **told,
-        }  # fmt: skip
+    made, told = graph_of(net, tool, draw, given)
+    if "failed" in told:
+        return {**head, **told}
+    backend = load_device(given.device).backend
+    numbers = net.draw(draw)[1]
+    exact = outputs(net, net.model, numbers, simulate=False)
+    got = on_device(net, made, numbers, backend)
+    simulated = got if backend == "tensorrt" else outputs(net, made, numbers, simulate=True)
+    return {
+        **head, "images": len(numbers), "sqnr": compared(net, exact, got), "int8_macs": _share(net, made),
+        "simulated": compared(net, exact, simulated),
+        "miou": mean_iou(net, got, numbers), "float_miou": mean_iou(net, exact, numbers),
+        "refused": sorted({violation.rule.id for violation in check(made)} - HEADER), **told,
+    }  # fmt: skip
 
 
 def _share(net: Network, made: Path) -> float:
@@ -136,13 +181,25 @@ def _share(net: Network, made: Path) -> float:
     return int8_share(Scored, made)  # type: ignore[arg-type]  # all that it reads
 
 
+def _in_types(tool: Tool, given: Any) -> bool:
+    """Whether the tool's graph depends on the device: ours, and onnxruntime's own for onnxruntime."""
+    return tool.peer == "ours" or (tool.peer == "onnxruntime" and load_device(given.device).backend == "onnxruntime")
+
+
+def _key(name: str, tool: Tool, draw: int, given: Any, *, graph: bool) -> str:
+    """What names a kept result, or the kept graph, which most peers make alike for every device; ours by its code."""
+    code = f"-{code_version()[:12]}" if tool.peer == "ours" else ""
+    equal = "-equal" if given.equal and tool.peer != "ours" else ""
+    own = _in_types(tool, given) or ((equal or not graph) and load_device(given.device).backend != "tensorrt")
+    return f"{name}-{tool.name.replace(' ', '-')}-{draw}{code}{f'-{given.device}' if own else ''}{equal}"
+
+
 def kept_at(name: str, tool: Tool, draw: int, given: Any) -> Path:
-    """Where a result is kept; ours belongs to the code that made it."""
-    code = f"-{code_version()[:12]}-{given.device}" if tool.peer == "ours" else ""
-    return Path(given.work) / "defaults" / f"{name}-{tool.name.replace(' ', '-')}-{draw}{code}.json"
+    """Where a result is kept."""
+    return Path(given.work) / "defaults" / f"{_key(name, tool, draw, given, graph=False)}.json"
 
 
-def lines(results: list[Json]) -> list[str]:
+def lines(results: list[Json], backend: str) -> list[str]:
     """The table as Markdown, medians over the draws."""
     found = [
         "| network | quantizer | SQNR pooled, dB | per-image median, dB | INT8 MACs | s | draws |",
@@ -158,9 +215,10 @@ def lines(results: list[Json]) -> list[str]:
             how: " / ".join(f"{statistics.median(r['sqnr'][part][how] for r in good):.1f}" for part in good[0]["sqnr"])
             for how in ("pooled", "median")
         }
+        refused = ", refused" if any(r.get("refused") for r in good) and backend == "tensorrt" else ""
         iou = f"; mIoU {_middle(good, 'miou'):.3f} of {_middle(good, 'float_miou'):.3f}" if good[0].get("miou") else ""
         found.append(
-            f"| {name} | {tool} | {by['pooled']}{iou} | {by['median']} | {_middle(good, 'int8_macs'):.1%}"
+            f"| {name} | {tool}{refused} | {by['pooled']}{iou} | {by['median']} | {_middle(good, 'int8_macs'):.1%}"
             f" | {_middle(good, 'cpu_seconds'):.0f} | {len(good)} |"
         )
     return found
@@ -176,7 +234,8 @@ def main() -> None:
     parser.add_argument("--tools", default="ours,onnxruntime,nncf,modelopt", type=lambda text: text.split(","))
     parser.add_argument("--method", action="append", help="only these methods of the tools, repeatable")
     parser.add_argument("--draw", type=int, action="append", help="repeatable; default 0, 1, 2")
-    parser.add_argument("--device", default="jetson-orin-nano", help="whose scheme ours takes")
+    parser.add_argument("--device", default="jetson-orin-nano", help="whose types ours takes, and what evaluates")
+    parser.add_argument("--equal", action="store_true", help="peers leave float what ours leaves float")
     parser.add_argument("--data", type=Path, default=os.environ.get("EDGECNN_DATA"))
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--peers", type=Path, default=WORK / "peers", help="folder of the peers' environments")
@@ -202,7 +261,7 @@ def main() -> None:
                     partial.write_text(json.dumps(result, indent=1))
                     partial.replace(path)
                 results.append(json.loads(path.read_text()))
-    print("\n".join(lines(results)))
+    print("\n".join(lines(results, load_device(given.device).backend)))
 
 
 if __name__ == "__main__":

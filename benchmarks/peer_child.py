@@ -37,7 +37,10 @@ def feed(job: dict[str, Any], images: np.ndarray) -> np.ndarray:
 
 
 def prepare_onnxruntime(job: dict[str, Any]) -> Callable[[], None]:
-    """Symmetric S8S8, weights per channel, float biases (TensorRT refuses others), 8 images collected at a time."""
+    """Weights per channel, 8 images collected at a time.
+
+    Symmetric S8S8 with float biases (TensorRT refuses others), or with `types: u8s8` what onnxruntime advises for x86.
+    """
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -65,16 +68,17 @@ def prepare_onnxruntime(job: dict[str, Any]) -> Callable[[], None]:
             return {job["input"]["name"]: feed(job, self.images[self.next - 1 : self.next])}
 
     methods = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
+    wide = job.get("types") == "u8s8"
 
     def call() -> None:
         prepared = job["output"] + ".prepared.onnx"
         quant_pre_process(job["model"], prepared)
         quantize_static(
             prepared, job["output"], Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, nodes_to_exclude=job["exclude"],
-            calibrate_method=methods[job["method"]],
+            activation_type=QuantType.QUInt8 if wide else QuantType.QInt8, weight_type=QuantType.QInt8,
+            nodes_to_exclude=job["exclude"], calibrate_method=methods[job["method"]],
             extra_options={
-                "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "CalibStridedMinMax": 8,
+                "ActivationSymmetric": not wide, "WeightSymmetric": True, "QuantizeBias": wide, "CalibStridedMinMax": 8,
             },
         )  # fmt: skip
         Path(prepared).unlink()

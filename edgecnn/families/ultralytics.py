@@ -19,11 +19,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from edgecnn.families import ULTRALYTICS_RELEASE, fetched_file, refuse_unknown, refuse_weights
+from edgecnn.families import refuse_unknown
 from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.pickled import State
 from edgecnn.families.trained import Deployed
-from edgecnn.families.weights import fit_state, not_fetched, read_weights, start_head
+from edgecnn.families.weights import fit_state, read_weights, start_head
+from edgecnn.families.yolo_files import library_weights as library_weights
+from edgecnn.families.yolo_files import published_file
 from edgecnn.measure.io_contract import OutputContract
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
@@ -73,11 +75,6 @@ def names() -> tuple[str, ...]:
     return NAMES
 
 
-def library_weights(name: str) -> tuple[str, ...]:
-    """The published file of a model, trained on COCO."""
-    return (f"{name}.pt",)
-
-
 def create(model: ModelSpec, classes: int, channels: int, *, new_head: bool = False) -> nn.Module:
     """See `Family.create`: takes float32 (N, channels, S, S) in 0..1; in eval mode answers (N, 4 + classes, anchors).
 
@@ -93,7 +90,7 @@ def create(model: ModelSpec, classes: int, channels: int, *, new_head: bool = Fa
         )
     net = DetectionModel(layers_of(model.name), ch=channels, nc=classes, verbose=False)
     if model.weights is not None:
-        path = model.weights if isinstance(model.weights, Path) else _published(model, str(model.weights))
+        path = model.weights if isinstance(model.weights, Path) else published_file(model)
         _fit(net, read_checkpoint(path), f"`{path}`", new_head=new_head)
     return net.eval()
 
@@ -118,22 +115,6 @@ def layers_of(name: str) -> dict[str, Any]:
     path = alone or described[name[:-1]]
     layers: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {**layers, "scale": "" if alone else name[-1], "yaml_file": f"{name}.yaml"}
-
-
-def _published(model: ModelSpec, name: str) -> Path:
-    """Ultralytics' own file, fetched once into torch's cache."""
-    refuse_weights(model, "Ultralytics", library_weights(model.name))
-    path = fetched_file(name)
-    if not path.is_file():
-        progress.current().note(f"fetching {ULTRALYTICS_RELEASE}/{name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(f"{ULTRALYTICS_RELEASE}/{name}", str(path), progress=False)
-        except Exception as error:  # urllib's and socket errors
-            raise not_fetched(
-                f"Ultralytics' weights `{name}`", model, error, f"{ULTRALYTICS_RELEASE}/{name}"
-            ) from error
-    return path
 
 
 def _fit(net: nn.Module, state: State, source: str, *, new_head: bool) -> None:

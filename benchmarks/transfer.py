@@ -31,7 +31,7 @@ from sshd import Sshd, running
 from edgecnn.agent.pack import pack_agent
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
-from edgecnn.board.shell import LinkLost
+from edgecnn.board.link import LinkLost
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import signal
+from collections import deque
 from contextlib import ExitStack
 
 from edgecnn.board.replies import BadAnswer, JobFailed, Json, Line, read_line
-from edgecnn.board.shell import Exit
 from edgecnn.process import progress
+from edgecnn.process.errors import InternalError
 
 MOST_NOTES, MOST_TASKS = 10_000, 100
-FOREIGN_BYTES, OWN_BYTES = 4 << 20, 64 << 20  # of one job's output: banners and the like, and the agent's lines
+FOREIGN_BYTES, OWN_BYTES = 1 << 20, 64 << 20  # of one job's output: banners and the like, and the agent's lines
 
 
 class Answer:
@@ -20,6 +22,7 @@ class Answer:
         self.stack = ExitStack()
         self.tasks: dict[str, progress.Task] = {}
         self.last: Line | None = None
+        self.log = deque[bytes](maxlen=40)  # the last lines that weren't messages
         self.heard = self.notes = self.foreign = self.own = 0
 
     def __enter__(self) -> Answer:
@@ -37,6 +40,7 @@ class Answer:
         message = read_line(line)
         if message is None:
             self.foreign += len(line) + 1
+            self.log.append(line[-400:])
         else:
             self.own += len(line)
             self._show(message)
@@ -58,35 +62,37 @@ class Answer:
         elif message.result is not None or message.error is not None:
             self.last = message
 
-    def result(self, ended: Exit | None, address: str) -> Json:
+    def result(self, code: int | None, address: str) -> Json:
         """The result, as it was said.
 
         Args:
-            ended: how the agent ended; None where it was ended after its last word.
+            code: the agent's exit status; None where it was ended after its last word.
 
         Raises:
             JobFailed: an error, or no last word.
+            InternalError: an exception in the agent that nobody foresaw.
         """
         if self.last is not None and self.last.error is None and self.last.result is not None:
             return self.last.result
+        if self.last is not None and self.last.kind == "fault":
+            raise InternalError(f"`{address}`: {self.last.error}", self.last.hint)
         if self.last is not None:
             raise JobFailed(self.last.kind, self.last.error or "", self.last.hint)
-        ended = ended or Exit(None, None, "")
-        said = f"the end of what it said:\n{ended.log}" if ended.log else "it said nothing"
-        if ended.code == 127:
+        log = b"\n".join(self.log).decode(errors="replace").strip()
+        said = f"the end of what it said:\n{log}" if log else "it said nothing"
+        if code == 127:
             raise JobFailed(
                 "no-python", "there is no `python3` on the board",
                 f"on the board: `sudo apt install python3 python3-numpy`; `ssh {shlex.quote(address)} python3 -V` must"
                 f" answer; {said}",
             )  # fmt: skip
-        if ended.signal == "KILL" or ended.code == 137:
+        if code == 128 + signal.SIGKILL:
             raise JobFailed(
                 "killed", "the agent was killed (signal 9): most often the board ran out of memory",
                 "free memory there (close the desktop, add swap), or use a smaller batch; run it again",
             )  # fmt: skip
-        if ended.signal or (ended.code is not None and ended.code > 128):
-            name = ended.signal or str((ended.code or 0) - 128)
-            raise JobFailed("crashed", f"the agent crashed with signal {name}", said)
-        if ended.code == 2 and "No such file" in ended.log:
+        if code is not None and code > 128:
+            raise JobFailed("crashed", f"the agent crashed with signal {code - 128}", said)
+        if code == 2 and "No such file" in log:
             raise JobFailed("agent-absent", "the agent is not on the board any more", said)
-        raise JobFailed("no-answer", f"the agent ended with code {ended.code} and no answer", said)
+        raise JobFailed("no-answer", f"the agent ended with code {code} and no answer", said)

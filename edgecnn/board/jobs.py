@@ -1,29 +1,31 @@
-"""A board: its link, our agent on it, and jobs that run under the agent's guard. Synchronous outside, asyncio inside.
+"""A board: its link, our agent on it, and jobs that run under the agent's guard.
 
-The remote command line is a constant and a job id. Parameters travel in a job file; stdin carries nothing but the
-heartbeat, without which the board ends the job by itself.
+Parameters travel in a job file; while a job runs, stdin carries nothing but the heartbeat, without which the board
+ends the job by itself.
 """
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import hashlib
+import io
 import json
 import os
 import platform
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecnn.board.answer import Answer
-from edgecnn.board.background import Background
-from edgecnn.board.limits import LinkLimits
-from edgecnn.board.replies import JobFailed, read_reply
-from edgecnn.board.shell import ROOT, Exit, FileRefused, Files, LinkLost, Shell, Unreachable
-from edgecnn.board.transfer import FILES, Accept, fetch, make_room, refused, remove_tree, send
+from edgecnn.board.limits import DEFAULT_LIMITS, LinkLimits
+from edgecnn.board.link import FileRefused, Link, LinkLost, ending
+from edgecnn.board.login import Unreachable
+from edgecnn.board.replies import BadAnswer, JobFailed, read_reply
+from edgecnn.board.transfer import SPARE_BYTES, fetch, free_bytes, refused, send
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 CONFIG_VARIABLE = "EDGECNN_SSH_CONFIG"
-BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # Answers after which sending again and running again is the remedy; the last three, the agent itself.
 SEND_AGAIN = ("absent", "damaged", "agent-absent", "agent-damaged", "no-answer")
 TICK_S = 0.5  # between two looks at whether the agent says anything
@@ -40,25 +41,25 @@ Json = dict[str, Any]
 
 
 class Board:
-    """A board with our agent on it, its link and a thread of its own. For one caller at a time; any may close it."""
+    """A board with our agent on it, and its link. For one caller at a time; any thread may close it."""
 
     def __init__(self, host: str, agent: Agent, limits: LinkLimits, config: Path | None) -> None:
         """Use `connect`."""
         self.host, self.agent, self.limits, self.config = host, agent, limits, config
-        self.background = Background(limits.stop_s + 1.0)
-        self.shell: Shell | None = None
+        self.link: Link | None = None
         self.facts: Json = {}
         self.boot_id = ""
         self.closed = False
 
     @classmethod
-    def connect(cls, host: str, *, agent: Agent, limits: LinkLimits | None = None, config: Path | None = None) -> Board:
+    def connect(
+        cls, host: str, *, agent: Agent, limits: LinkLimits = DEFAULT_LIMITS, config: Path | None = None
+    ) -> Board:  # fmt: skip
         """Log in, bring the agent, and ask the board what it is (`facts`, the agent's `describe`).
 
         Args:
             host: `[user@]host[:port]`, or an alias of the OpenSSH configuration.
             agent: what to run there; sent when it isn't there.
-            limits: default those of the environment.
             config: an OpenSSH client configuration; default EDGECNN_SSH_CONFIG, else the user's own.
 
         Raises:
@@ -66,7 +67,7 @@ class Board:
         """
         if config is None and os.environ.get(CONFIG_VARIABLE):
             config = Path(os.environ[CONFIG_VARIABLE])
-        board = cls(host, agent, limits or LinkLimits.read(), config)
+        board = cls(host, agent, limits, config)
         try:
             board.facts = board.run({"do": "describe"})
         except BaseException:
@@ -81,15 +82,10 @@ class Board:
         self.close()
 
     def close(self) -> None:
-        """End the link; a job that runs there, started by another thread, is ended first."""
-        if self.closed:
-            return
+        """End the link; a job that runs there, started by another thread, is ended with it."""
         self.closed = True
-        self.background.cancel()
-        shell, self.shell = self.shell, None
-        if shell is not None:
-            self.background.call(shell.close())
-        self.background.close()
+        if self.link is not None:
+            self.link.close()
 
     def run(
         self, job: Json, inputs: Mapping[str, Path] | None = None, *, out: Path | None = None, step: str = ""
@@ -106,13 +102,13 @@ class Board:
             LinkLost: the link broke; what was sent and made stays on the board, and the next run goes on with it.
             JobFailed: the agent's error, or its death.
             EdgeError: a file can't be sent or fetched.
+            InternalError: a fault of the agent's own.
         """
         step = step or str(job["do"])
         try:
-            return self.background.call(self._run(job, inputs or {}, out))
-        except LinkLost as lost:
-            raise self._diagnosed(lost, step) from lost
-        except Unreachable:
+            with self._working(step) as link:
+                return self._run(link, job, inputs or {}, out)
+        except (LinkLost, Unreachable):
             raise
         except JobFailed as failed:
             raise JobFailed(failed.kind, f"{step} on `{self.host}`: {failed.message}", failed.hint) from failed
@@ -125,90 +121,75 @@ class Board:
         Raises:
             EdgeError: see `transfer.fetch`.
         """
-
-        async def work() -> None:
-            files = (await self._ready()).files
+        with self._working(f"fetching `{to.name}`") as link:
             to.parent.mkdir(parents=True, exist_ok=True)
-            await fetch(files, self.host, FILES, [{"name": digest, "sha256": digest, "size": size}], to.parent)
+            fetch(link, "files", [{"name": digest, "sha256": digest, "size": size}], to.parent)
             (to.parent / digest).replace(to)
 
+    @contextmanager
+    def _working(self, step: str) -> Iterator[Link]:
+        """The open link, or a new one with the agent in place; it ends with whatever isn't an answer of the board's."""
         try:
-            self.background.call(work())
+            yield self._ready()
         except LinkLost as lost:
-            raise self._diagnosed(lost, f"fetching `{to.name}`") from lost
+            raise self._diagnosed(lost, step) from lost
+        except (EdgeError, FileRefused) as error:
+            if isinstance(error, BadAnswer) or getattr(error, "kind", "") == "silent":
+                self._stop()
+            raise
+        except BaseException:  # Ctrl-C: nothing keeps running there
+            self._stop()
+            raise
 
-    # --- inside the thread ---
+    def _ready(self) -> Link:
+        if self.link is None or not self.link.open:
+            self.link = Link(self.host, self.limits, self.config)
+            self.boot_id = _boot_id(self.link)
+            self._bring_agent(self.link)
+        return self.link
 
-    async def _ready(self) -> Shell:
-        """The open session, or a new one with the agent in place. One that was lost while idle is opened again."""
-        if self.shell is None or not self.shell.open:
-            self.shell = await self._open()
-            self.boot_id = await _boot_id(self.shell)
-            await self._bring_agent(self.shell)
-        return self.shell
+    def _stop(self) -> None:
+        if self.link is not None:
+            self.link.stop()
 
-    async def _open(self) -> Shell:
-        from edgecnn.board.ssh import connect
-
-        return await connect(self.host, self.limits, self.config)
-
-    async def _bring_agent(self, shell: Shell, *, again: bool = False) -> None:
+    def _bring_agent(self, link: Link, *, again: bool = False) -> None:
         """Put the agent where its hash says, unless it is there. It checks its own hash at each start."""
-        files, home = shell.files, f"{ROOT}/agents"
-        name = f"{home}/{self.agent.sha256}.pyz"
+        name = f"agents/{self.agent.sha256}.pyz"
+        if again or link.ask("size", name) != [str(len(self.agent.data))]:
+            self._write(link, name, self.agent.data, "the agent cannot be written to")
 
-        async def write() -> None:
-            if again or await files.size(name) != len(self.agent.data):
-                for folder in (".cache", ROOT, home, FILES, f"{ROOT}/jobs"):
-                    await files.make_folder(folder)
-                part = f"{home}/{self.agent.sha256}.{secrets.token_hex(4)}.part"
-                await files.put_bytes(self.agent.data, part)
-                await files.rename(part, name)
-
-        await self._written(files, write, "the agent cannot be written to")
-
-    async def _written(self, files: Files, write: Callable[[], Awaitable[None]], what: str) -> None:
+    def _write(self, link: Link, name: str, data: bytes, what: str) -> None:
         """Write something small, at the cost of what is kept where the disk is full."""
         try:
-            await write()
+            link.put_new(io.BytesIO(data), name, len(data))
         except FileRefused as error:
+            freed = []
             with suppress(FileRefused):
-                if freed := await make_room(files):
-                    note = (
-                        f"the disk of `{self.host}` is full: {freed / 1e6:.0f} MB that edgecnn kept there are dropped"
-                    )
-                    progress.current().note(note)
-                    await write()
+                if free_bytes(link) < SPARE_BYTES:
+                    freed = [int(size) for size in link.ask("room", SPARE_BYTES // 1024) if size.isdigit()]
+                if freed:
+                    dropped = f"{sum(freed) / 1e6:.0f} MB that edgecnn kept there are dropped"
+                    progress.current().note(f"the disk of `{self.host}` is full: {dropped}")
+                    link.put_new(io.BytesIO(data), name, len(data))
                     return
-            raise await refused(files, self.host, error, what) from error
+            raise refused(link, error, what) from error
 
-    async def _run(self, job: Json, inputs: Mapping[str, Path], out: Path | None) -> Json:
-        shell = await self._ready()
+    def _run(self, link: Link, job: Json, inputs: Mapping[str, Path], out: Path | None) -> Json:
+        def once() -> Json:
+            if inputs:
+                bound = {key: job[key] for key in ("max_bytes",) if key in job}
+                send(link, inputs, lambda files: self._agent(link, {"do": "accept", "files": files, **bound}, None))
+            return self._agent(link, job, out)
+
         try:
-            return await self._sent_and_run(shell, job, inputs, out)
+            return once()
         except JobFailed as failed:
             if failed.kind not in SEND_AGAIN:
                 raise
-            await self._bring_agent(shell, again=failed.kind in SEND_AGAIN[2:])
-        return await self._sent_and_run(shell, job, inputs, out)
+            self._bring_agent(link, again=failed.kind in SEND_AGAIN[2:])
+        return once()
 
-    async def _sent_and_run(self, shell: Shell, job: Json, inputs: Mapping[str, Path], out: Path | None) -> Json:
-        try:
-            if inputs:
-                await send(shell.files, self.host, inputs, self._accept(shell, job))
-            return await self._agent(shell, job, out)
-        except FileRefused as error:
-            raise await refused(shell.files, self.host, error, "its files cannot be used on") from error
-
-    def _accept(self, shell: Shell, job: Json) -> Accept:
-        bound = {key: job[key] for key in ("max_bytes",) if key in job}
-
-        async def accept(files: list[Json]) -> Json:
-            return await self._agent(shell, {"do": "accept", "files": files, **bound}, None)
-
-        return accept
-
-    async def _agent(self, shell: Shell, job: Json, out: Path | None) -> Json:
+    def _agent(self, link: Link, job: Json, out: Path | None) -> Json:
         """Run the agent with a job file, and fetch what it made. A job's folder goes once its result is here."""
         content = {
             "protocol": PROTOCOL, "heartbeat_s": self.limits.heartbeat_s,
@@ -219,85 +200,81 @@ class Board:
         # left in its own. Two tools of one user never share one: the first to end would remove it under the other.
         whose = f"\n{out.resolve() if out else ''}".encode(errors="surrogateescape")
         name = hashlib.sha256(text + whose).hexdigest()[:24] if job["do"] == "score" else secrets.token_hex(12)
-        folder = f"{ROOT}/jobs/{name}"
-
-        async def write() -> None:
-            await shell.files.make_folder(folder)
-            await shell.files.put_bytes(text, f"{folder}/job.json")
-
-        await self._written(shell.files, write, "the job cannot be written to")
-        command = f"python3 -u {ROOT}/agents/{self.agent.sha256}.pyz {name}"
+        self._write(link, f"jobs/{name}/job.json", text, "the job cannot be written to")
+        link.run(self.agent.sha256, name)
         with Answer() as answer:
-            run = shell.run(command, beat_s=self.limits.beat_s, on_line=answer.take)
-            result = read_reply(str(job["do"]), answer.result(await self._heard(run, answer), self.host))
+            code = self._heard(link, answer)
+            result = read_reply(str(job["do"]), answer.result(code, self.host))
+        link = self._ready()
         if out is not None and result.get("files"):
-            await fetch(shell.files, self.host, f"{folder}/out", result["files"], out)
-        await remove_tree(shell.files, folder, ("out",))
+            fetch(link, f"jobs/{name}/out", result["files"], out)
+        with suppress(FileRefused):
+            link.ask("drop", name)
         return result
 
-    async def _heard(self, run: Coroutine[Any, Any, Exit], answer: Answer) -> Exit | None:
-        """Wait for the agent's end as long as it says something; None where only its end failed to come.
+    def _heard(self, link: Link, answer: Answer) -> int | None:
+        """Show what the agent says until its end, while it says something; None where only its end failed to come.
 
-        Silence is counted in ticks of this loop, not by the clock: see `Life.watch`.
+        Silence is counted in ticks, not by the clock: a host that was suspended, or too busy to read, blames itself.
 
         Raises:
             JobFailed: it said nothing for `answer_s`: it hangs, or something else runs in its place.
         """
-        work = asyncio.ensure_future(run)
-        heard, silent = -1, 0
-        try:
-            while not (await asyncio.wait({work}, timeout=TICK_S))[0]:
-                silent = silent + 1 if heard == answer.heard else 0
-                heard = answer.heard
-                if answer.last is not None and silent * TICK_S > self.limits.stop_s:
-                    return None
-                if silent * TICK_S > self.limits.answer_s:
-                    raise JobFailed(
-                        "silent", f"the agent has said nothing for {self.limits.answer_s:g} s",
-                        "look at what runs there (`top`): the board may be out of memory, or its python3 hangs; a slow "
-                        "board: --link answer_s=120",
-                    )  # fmt: skip
-            return work.result()
-        finally:
-            if not work.done():
-                work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
+        heard, silent, beaten, ticked = -1, 0, 0.0, time.monotonic()
+        while True:
+            if time.monotonic() - beaten >= self.limits.beat_s:
+                link.beat()
+                beaten = time.monotonic()
+            line = link.line(min(TICK_S, self.limits.beat_s))
+            if line is not None:
+                if (code := ending(line)) is not None:
+                    return code
+                answer.take(line)
+            if time.monotonic() - ticked < TICK_S:
+                continue
+            silent, heard, ticked = silent + 1 if heard == answer.heard else 0, answer.heard, time.monotonic()
+            if answer.last is not None and silent * TICK_S > self.limits.stop_s:
+                link.stop()
+                return None
+            if silent * TICK_S > self.limits.answer_s:
+                raise JobFailed(
+                    "silent", f"the agent has said nothing for {self.limits.answer_s:g} s",
+                    "look at what runs there (`top`): the board may be out of memory, or its python3 hangs; a slow "
+                    "board: --link answer_s=120",
+                )  # fmt: skip
 
     def _diagnosed(self, lost: LinkLost, step: str) -> LinkLost:
         """A lost link with what one look at the board tells: it rebooted, is there again, or is gone."""
-        if self.closed:
-            return lost
-        old, self.shell = self.shell, None
-        before = self.boot_id
-
-        async def look() -> str:
-            if old is not None:
-                await old.close()
-            while True:
-                with suppress(Unreachable):  # it may be starting
-                    shell = await self._open()
-                    try:
-                        return await _boot_id(shell)
-                    finally:
-                        await shell.close()
-                await asyncio.sleep(0.2)
-
+        if self.link is not None:
+            self.link.close()
         cause = f"{step} on `{self.host}`: {lost.message}"
-        try:
-            boot_id = self.background.call(asyncio.wait_for(look(), self.limits.look_s))
-        except (EdgeError, asyncio.TimeoutError):
+        boot_id = self._look()
+        if boot_id is None:
             return LinkLost(f"{cause}; the board does not answer now", lost.hint)
-        if before and boot_id and boot_id != before:
+        if self.boot_id and boot_id and boot_id != self.boot_id:
             return LinkLost(
                 f"{step} on `{self.host}`: the board rebooted",
                 "look at its power supply and temperature; the same command continues where this one stopped",
             )
         return LinkLost(f"{cause}; the board answers again now", "the same command continues where this one stopped")
 
+    def _look(self) -> str | None:
+        """Its boot id now; None where it doesn't answer within `look_s`."""
+        until = time.monotonic() + self.limits.look_s
+        while (left := until - time.monotonic()) > 0:
+            with suppress(EdgeError):  # it may be starting
+                link = Link(self.host, replace(self.limits, connect_s=left), self.config)
+                try:
+                    return _boot_id(link)
+                finally:
+                    link.close()
+            time.sleep(0.2)
+        return None
 
-async def _boot_id(shell: Shell) -> str:
+
+def _boot_id(link: Link) -> str:
     """Another one after every start of the board; '' where it isn't told."""
     try:
-        return (await shell.files.get_bytes(BOOT_ID, 64)).decode(errors="replace").strip()
+        return "".join(link.ask("boot")).strip()[:64]
     except FileRefused:
         return ""

@@ -85,9 +85,10 @@ def boards_of(hosts: list[str], links: list[str]) -> Boards:
     """The boards of --host and --link.
 
     Raises:
-        EdgeError: a --link that is not NAME=SECONDS.
+        EdgeError: a --link that is not NAME=SECONDS, or names no limit.
     """
-    from edgecnn.targets.hosts import Boards, parse_limits
+    from edgecnn.board.limits import parse_limits
+    from edgecnn.targets.hosts import Boards
 
     return Boards(tuple(hosts), parse_limits(links))
 

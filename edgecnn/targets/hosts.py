@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from edgecnn.board.limits import DEFAULT_LIMITS, LinkLimits
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.device import DeviceProfile
 
@@ -13,11 +14,11 @@ from edgecnn.recipe.device import DeviceProfile
 class Boards:
     """Hosts that stand for a device, as `user@host[:port]` or names of ~/.ssh/config; none: this machine.
 
-    `limits` are the link's time limits in seconds by name, where they differ from the defaults.
+    `limits` are the link's.
     """
 
     hosts: tuple[str, ...] = ()
-    limits: tuple[tuple[str, float], ...] = ()
+    limits: LinkLimits = DEFAULT_LIMITS
 
     def __bool__(self) -> bool:
         return bool(self.hosts)
@@ -42,22 +43,3 @@ HERE = Boards()
 def variable(device: str) -> str:
     """The environment variable that names a device's hosts: EDGECNN_HOST_JETSON_ORIN_NANO."""
     return "EDGECNN_HOST_" + "".join(sign if sign.isalnum() else "_" for sign in device).upper()
-
-
-def parse_limits(texts: list[str]) -> tuple[tuple[str, float], ...]:
-    """`NAME=SECONDS` texts as (name, seconds).
-
-    Raises:
-        EdgeError: not of that form. Whether the name is known is asked where the link is made.
-    """
-    found = []
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = 0.0
-        if not seconds > 0:
-            raise EdgeError(f"--link takes NAME=SECONDS, not `{text}`", "as --link connect_s=10")
-        found.append((name.strip(), seconds))
-    return tuple(found)

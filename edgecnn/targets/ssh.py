@@ -61,22 +61,12 @@ def connect_boards(profile: DeviceProfile, boards: Boards, agent: Agent | None =
 
 
 def open_fleet(boards: Boards, agent: Agent | None = None) -> Fleet:
-    """The boards, to be connected to when there is work.
-
-    Raises:
-        EdgeError: an unknown link limit.
-    """
+    """The boards, to be connected to when there is work."""
     from edgecnn.agent.pack import pack_agent
     from edgecnn.board import jobs as link
-    from edgecnn.board.limits import LinkLimits
 
-    limits = LinkLimits.read()
-    known = set(vars(limits))
-    for name, _ in boards.limits:
-        if name not in known:
-            raise EdgeError(f"no link limit `{name}`", f"valid: {', '.join(sorted(known))}")
-    limits, packed = replace(limits, **dict(boards.limits)), agent or pack_agent()
-    return Fleet(boards.hosts, lambda host: link.Board.connect(host, limits=limits, agent=packed))
+    packed = agent or pack_agent()
+    return Fleet(boards.hosts, lambda host: link.Board.connect(host, limits=boards.limits, agent=packed))
 
 
 def gpu_of(answer: Mapping[str, Any]) -> Gpu | None:

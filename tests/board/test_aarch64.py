@@ -18,6 +18,7 @@ from desk import Desk
 from onnx import TensorProto, helper, numpy_helper
 
 from edgecnn.backends import ort
+from edgecnn.board.limits import LinkLimits
 from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputContract
 from edgecnn.quantize import quantize_model
 from edgecnn.recipe.device import Scheme
@@ -34,7 +35,7 @@ U8S8_7BIT = Scheme(
     activations="uint8-asymmetric", weights="int8-per-channel-7bit", bias="int32", placement="onnxruntime"
 )
 # Emulated, a session takes seconds to begin.
-LIMITS = (("connect_s", 30.0), ("silence_s", 30.0), ("heartbeat_s", 30.0))
+LIMITS = LinkLimits(connect_s=30.0, silence_s=30.0, heartbeat_s=30.0)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_the_quickstarts_model_answers_the_same(configured: None, desk: Desk, tm
 
 @pytest.mark.train
 def test_a_whole_build_on_the_board(configured: None, desk: Desk) -> None:
-    limits = [text for name, seconds in LIMITS for text in ("--link", f"{name}={seconds}")]
+    limits = [text for name, seconds in vars(LIMITS).items() for text in ("--link", f"{name}={seconds}")]
     pace = [text for key in ("min_pairs=64", "min_seconds=1", "max_seconds=4") for text in ("--set", f"bench.{key}")]
     asked = ["quickstart", "--device", "cpu-arm64", "--host", "aarch64", *limits, *pace, "--set", "compile_for=[]"]
     arm = desk.build(*asked, code=(0, 3))

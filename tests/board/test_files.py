@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import random
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,11 +20,10 @@ from proxy import Proxy
 from sshd import Sshd
 
 from edgecnn.agent.pack import pack_agent
-from edgecnn.board import transfer
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
+from edgecnn.board.link import LOOP, FileRefused, LinkLost
 from edgecnn.board.replies import read_reply
-from edgecnn.board.shell import LinkLost
 from edgecnn.process.disk import drop_but_resume
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.load import load_device
@@ -83,13 +83,36 @@ def test_the_command_line_is_a_constant(connect: Connect, server: Sshd, tmp_path
     board = connect()
     board.run({"do": "accept", "files": [], "name": "$(touch x)"})
     lines = (server.folder / "seen").read_text().splitlines()
-    commands = [line for line in lines if "sftp-server" not in line]
-    assert len(commands) == 2
-    for command in commands:
-        *constant, job = command.split(" ")
-        assert constant == ["python3", "-u", f".cache/edgecnn/agents/{board.agent.sha256}.pyz"]
-        assert len(job) == 24
-        assert int(job, 16) >= 0
+    assert lines == [f"exec /bin/sh -c {shlex.quote(LOOP)}"]
+
+
+@pytest.mark.parametrize("word", ["$(touch x)", "`touch x`", "a;touch x", "../../x", "files/../../../x", "a|b", "*"])
+def test_what_is_no_plain_name_is_refused_there(connect: Connect, server: Sshd, word: str) -> None:
+    link = connect().link
+    assert link is not None
+    for verb in ("size", "drop", "get", "new 1", "put 1"):
+        with pytest.raises(FileRefused, match="refused"):
+            link.ask(verb, word)
+    assert not [path for path in server.home.rglob("*") if path.name == "x"]
+    assert link.ask("free")  # it goes on
+
+
+def test_a_file_is_never_taken_for_commands(connect: Connect, server: Sshd, tmp_path: Path) -> None:
+    """Not even where the board cannot write it."""
+    content = b"drop kept\nroom 999999999\n" * 20_000
+    path = tmp_path / "weights.bin"
+    path.write_bytes(content)
+    board = connect()
+    (server.cache / "jobs" / "kept").mkdir()
+    assert send(board, (hashlib.sha256(content).hexdigest(), path))["have"]
+    link = board.link
+    assert link is not None
+    server.add_program("dd", "exit 1")
+    with path.open("rb") as source, pytest.raises(FileRefused):
+        link.put(source, "files/x.part", len(content), lambda _: None)
+    assert link.ask("free")
+    assert (server.cache / "jobs" / "kept").is_dir()
+    assert len(list((server.cache / "files").iterdir())) == 2
 
 
 @pytest.fixture
@@ -272,7 +295,9 @@ def test_a_full_disk(connect: Connect, server: Sshd, tmp_path: Path) -> None:
         ballast = server.home / ".cache" / "ballast"
         ballast.write_bytes(bytes(8_000_000))
         with pytest.raises(EdgeError, match="its disk is full"):
-            board.background.call(Filling(ballast).send(board, small))
+            send(filling(board, ballast), small)
+        assert board.link is not None
+        del board.link.put  # type: ignore[attr-defined]
         ballast.unlink()
         assert not (server.cache / "files" / small[0]).exists()
         assert send(board, small)["have"] == [small[0]]
@@ -293,28 +318,17 @@ def test_a_full_disk(connect: Connect, server: Sshd, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", server.home / ".cache"], check=True)
 
 
-class Filling:
-    """Fills the disk once the first bytes of a file are there."""
+def filling(board: Board, ballast: Path) -> Board:
+    """The board, whose disk is filled once the first file begins: less room than was seen."""
+    link = board.link
+    assert link is not None
+    put = link.put
 
-    def __init__(self, ballast: Path) -> None:
-        self.ballast = ballast
+    def put_and_fill(*arguments: Any) -> None:
+        free = os.statvfs(ballast).f_bavail * os.statvfs(ballast).f_frsize
+        with ballast.open("ab") as other:
+            other.write(bytes(free - 2_000_000))
+        put(*arguments)
 
-    async def send(self, board: Board, file: tuple[str, Path]) -> None:
-        assert board.shell is not None
-        files = board.shell.files
-        put = files.put
-
-        async def put_and_fill(local: Path, remote: str, *, offset: int, on_bytes: Callable[[int], None]) -> None:
-            free = os.statvfs(self.ballast).f_bavail * os.statvfs(self.ballast).f_frsize
-            with self.ballast.open("ab") as other:
-                other.write(bytes(free - 2_000_000))
-            await put(local, remote, offset=offset, on_bytes=on_bytes)
-
-        class Late:
-            """The same files, with a put that finds less room than was seen."""
-
-            def __getattr__(self, name: str) -> Any:
-                return put_and_fill if name == "put" else getattr(files, name)
-
-        late: Any = Late()
-        await transfer.send(late, "board", dict([file]), board._accept(board.shell, {}))
+    link.put = put_and_fill  # type: ignore[method-assign]
+    return board

@@ -20,6 +20,7 @@ from golden_graphs import data_artifact, model_artifact
 from proxy import between
 from sshd import Sshd, running
 
+from edgecnn.board.limits import LinkLimits
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.load import load_device
@@ -235,7 +236,7 @@ def test_a_cut_score_goes_on_where_it_was(openssh: None, tmp_path: Path, monkeyp
     with running(tmp_path / "board") as server, between(server.port) as link:
         server.write_config(port=link.port)
         monkeypatch.setenv("EDGECNN_SSH_CONFIG", str(server.config))
-        limits = (("connect_s", 2.5), ("silence_s", 1.5), ("heartbeat_s", 2.0))
+        limits = LinkLimits(connect_s=2.5, silence_s=1.5, heartbeat_s=2.0)
         target = connect_boards(load_device("cpu-x86"), Boards(("board",), limits))
         out, scored = tmp_path / "compiled", tmp_path / "score"
         out.mkdir()

@@ -26,7 +26,7 @@ from test_board_jobs import eventually, worker_of
 from edgecnn.agent.pack import Agent, pack_agent
 from edgecnn.board.jobs import Board
 from edgecnn.board.limits import LinkLimits
-from edgecnn.board.shell import LinkLost
+from edgecnn.board.link import LinkLost
 from edgecnn.process.errors import EdgeError
 
 CUTS = [round(share, 2) for share in np.random.default_rng(7).uniform(0.05, 0.9, 3)]  # shares of a step's time
@@ -312,12 +312,12 @@ def test_closing_from_another_thread_ends_the_job(connect: Connect, server: Sshd
 
 
 def test_a_disk_that_is_slow_to_flush(connect: Connect, server: Sshd, tmp_path: Path) -> None:
-    """The file server waits for the disk, far longer than a link may be silent; sshd itself answers."""
+    """What writes there waits for the disk, far longer than a link may be silent; sshd itself answers."""
     file = tmp_path / "weights.bin"
     file.write_bytes(os.urandom(1_000_000))
     board = connect()
     job: Job = ({"do": "accept", "files": [{"sha256": digest_of(file), "size": 1_000_000}]}, {digest_of(file): file})
-    servers = [pid for pid, command in server.processes().items() if "sftp-server" in command]
+    servers = [pid for pid, command in server.processes().items() if "edgecnn-link" in command]
     for pid in servers:
         os.kill(pid, signal.SIGSTOP)
 

@@ -14,9 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import asyncssh
 import pytest
 from conftest import QUICK, Connect
 from programs import program, why_missing
@@ -25,9 +23,8 @@ from sshd import Sshd, free_port, running
 
 from edgecnn.agent.pack import Agent
 from edgecnn.board.jobs import Board, JobFailed
-from edgecnn.board.limits import LinkLimits
-from edgecnn.board.shell import Unreachable
-from edgecnn.board.ssh_options import Address, login_of
+from edgecnn.board.limits import LinkLimits, parse_limits
+from edgecnn.board.login import Address, Unreachable, login_words, read_config
 from edgecnn.process.errors import EdgeError
 
 
@@ -71,7 +68,6 @@ def test_an_unknown_host_key(server: Sshd, agent: Agent) -> None:
 def test_a_missing_known_hosts_file_and_none(server: Sshd, agent: Agent) -> None:
     server.known_hosts.unlink()
     assert "is unknown" in refused(server, agent).message
-    # For asyncssh this would switch the check off.
     server.config.write_text(server.config.read_text().replace(str(server.known_hosts), "none"))
     assert "is unknown" in refused(server, agent).message
 
@@ -198,13 +194,13 @@ def test_a_server_that_stops_before_the_login_ends(server: Sshd, agent: Agent) -
     assert "does not answer" in error.message
 
 
-def test_a_login_without_files(server: Sshd, agent: Agent) -> None:
+def test_a_login_without_a_file_server(server: Sshd, connect: Connect, tmp_path: Path) -> None:
     config = server.folder / "sshd_config"
     config.write_text("\n".join(line for line in config.read_text().splitlines() if "sftp" not in line) + "\n")
     server.restart()
-    error = refused(server, agent)
-    assert "lets us in, but its file server (SFTP) does not start" in error.message
-    assert "Subsystem sftp" in error.hint
+    file = tmp_path / "weights.bin"
+    file.write_bytes(os.urandom(100_000))
+    assert send(connect(), file)["have"]
 
 
 def test_a_shell_that_starts_nothing(server: Sshd, agent: Agent) -> None:
@@ -218,7 +214,7 @@ def test_a_shell_that_starts_nothing(server: Sshd, agent: Agent) -> None:
 
 
 def test_a_banner_before_the_login_and_one_of_the_shell(server: Sshd, connect: Connect, tmp_path: Path) -> None:
-    """The banner of the shell goes into the output of every command, and before SFTP's first byte."""
+    """The banner of the shell goes into the output of every command, and before the link's first word."""
     (server.folder / "banner").write_text("*** authorised users only ***\n")
     config = server.folder / "sshd_config"
     config.write_text(config.read_text() + f"Banner {server.folder}/banner\n")
@@ -251,7 +247,7 @@ def test_a_board_behind_another_host(server: Sshd, connect: Connect, tmp_path: P
 
 
 def test_a_configuration_for_a_persons_sessions(server: Sshd, connect: Connect, tmp_path: Path) -> None:
-    """A terminal would change bytes and echo the heartbeats; the command would run instead of SFTP and of our own."""
+    """A terminal would change bytes and echo the heartbeats; the command would run instead of our own."""
     server.write_config(
         more="  RequestTTY force\n  RemoteCommand tmux attach\n  ForwardX11 yes\n  ForwardX11Trusted yes\n"
     )
@@ -259,10 +255,6 @@ def test_a_configuration_for_a_persons_sessions(server: Sshd, connect: Connect, 
     file.write_bytes(os.urandom(100_000))
     board = connect()
     assert send(board, file)["have"]
-    login = login_of(Address.parse("board"), server.config, LinkLimits())
-    arguments: Any = login.arguments
-    options = asyncssh.SSHClientConnectionOptions(**arguments)
-    assert (options.request_pty, options.command, options.x11_forwarding) == (False, None, False)
 
 
 def test_fish_as_the_login_shell(server: Sshd, connect: Connect, tmp_path: Path) -> None:
@@ -325,20 +317,20 @@ def test_what_is_no_name(text: str) -> None:
         Address.parse(text)
 
 
-def test_the_users_configuration_is_followed(tmp_path: Path) -> None:
+def test_the_users_configuration_is_followed(agent: Agent, tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text("Host orin\n  HostName 10.1.2.3\n  Port 2200\n  User nvidia\n")
-    login = login_of(Address.parse("orin"), config, LinkLimits())
-    assert (login.host, login.port, login.user) == ("10.1.2.3", 2200, "nvidia")
-    login = login_of(Address.parse("root@orin:22"), config, LinkLimits())
-    assert (login.host, login.port, login.user) == ("10.1.2.3", 22, "root")
+    for name, expected in (("orin", ("10.1.2.3", "2200", "nvidia")), ("root@orin:22", ("10.1.2.3", "22", "root"))):
+        found = read_config(login_words(Address.parse(name), config))
+        assert (found["hostname"], found["port"], found["user"]) == expected
     with pytest.raises(Unreachable, match="SSH configuration"):
-        login_of(Address.parse("orin"), tmp_path / "missing", LinkLimits())
+        Board.connect("orin", agent=agent, config=tmp_path / "missing")
 
 
-def test_limits_of_the_environment() -> None:
-    assert LinkLimits.read({"EDGECNN_SILENCE_S": "30", "EDGECNN_CONNECT_S": ""}) == LinkLimits(silence_s=30.0)
-    with pytest.raises(EdgeError, match="EDGECNN_STOP_S is `soon`"):
-        LinkLimits.read({"EDGECNN_STOP_S": "soon"})
+def test_limits_of_the_command_line() -> None:
+    assert parse_limits(["silence_s=30"]) == LinkLimits(silence_s=30.0)
+    for text, said in (("stop_s=soon", "takes NAME=SECONDS"), ("fast_s=1", "no link limit `fast_s`")):
+        with pytest.raises(EdgeError, match=said):
+            parse_limits([text])
     with pytest.raises(EdgeError, match="`silence_s` is -1"):
         LinkLimits(silence_s=-1)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import io
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from asyncssh import SFTPAttrs, SFTPName
 
 from edgecnn.agent.answers import dense, write_answers
 from edgecnn.board.answer import Answer
-from edgecnn.board.life import Life
+from edgecnn.board.limits import LinkLimits
+from edgecnn.board.link import Link
 from edgecnn.board.replies import BadAnswer, JobFailed, read_reply
-from edgecnn.board.sftp import Sftp
-from edgecnn.board.shell import Exit, FileRefused
-from edgecnn.board.ssh import LINE_BYTES, _Lines
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError, printable
 from edgecnn.recipe.load import load_device
@@ -74,7 +70,7 @@ def answered(do: str, line: bytes) -> Json:
     """What a host makes of a job's last line."""
     with Answer() as answer:
         answer.take(line)
-        return read_reply(do, answer.result(Exit(0, None, ""), "board"))
+        return read_reply(do, answer.result(0, "board"))
 
 
 def last_word(result: object) -> bytes:
@@ -154,9 +150,6 @@ def test_what_is_no_message_is_passed_over(line: bytes) -> None:
 
 
 def test_a_board_that_goes_on_and_on_is_stopped() -> None:
-    lines = _Lines(lambda _: None)
-    with pytest.raises(BadAnswer, match="a line of more than 1 MiB"):
-        repeat(lambda: lines.take(b"x" * (LINE_BYTES // 32)), 40)
     for line, most in ((b"y" * 1000, 5_000), (b'{"note": "still here"}', 20_000)):
         with pytest.raises(BadAnswer, match="it goes on and on"):
             repeat(partial(Answer().take, line), most)
@@ -167,30 +160,31 @@ def repeat(do: Callable[[], object], times: int) -> None:
         do()
 
 
-class OverfullServer:
-    """A file server that sends a byte more than it is asked for, and lists names without end."""
-
-    async def open(self, *_: object, **__: object) -> OverfullServer:
-        return self
-
-    async def read(self, count: int, offset: int) -> bytes:
-        return bytes(count + 1)
-
-    async def close(self) -> None:
-        pass
-
-    async def scandir(self, folder: str) -> AsyncIterator[Any]:
-        while True:
-            yield SFTPName("x", "x", SFTPAttrs())
+def answering(said: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Link:
+    """A link to a program that says what a board's shell loop never does."""
+    script = f"echo edgecnn-link; cat {tmp_path}/said; cat > /dev/null"
+    monkeypatch.setattr("edgecnn.board.link.OPTIONS", ("sh", "-c", script, "-"))
+    (tmp_path / "said").write_bytes(said)
+    return Link("board", LinkLimits())
 
 
-def test_a_file_server_that_sends_more_than_it_was_asked_for(tmp_path: Path) -> None:
-    server: Any = OverfullServer()
-    files = Sftp(server, Life("board", 1.0))
-    with pytest.raises(FileRefused, match="more bytes than it was asked for"):
-        asyncio.run(files.get("x", tmp_path / "x", offset=0, size=10, on_bytes=lambda _: None))
-    with pytest.raises(FileRefused, match="it lists more than 100,000 names"):
-        asyncio.run(files.names("x"))
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"edgecnn-data 11\n" + bytes(11), "more bytes than it was asked for"),
+        (b"edgecnn-data -1\n", "not a number of bytes"),
+        (b"edgecnn-data many\n", "not a number of bytes"),
+        (b"x" * 2_000_000, "a line of more than 1 MiB"),
+        (b"x\n" * 200_000, "it goes on and on"),
+    ],
+)
+def test_a_link_that_says_what_it_should_not(
+    said: bytes, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    link = answering(said, monkeypatch, tmp_path)
+    with (tmp_path / "x").open("wb") as sink, pytest.raises(BadAnswer, match=why):
+        link.get("x", sink, 10, lambda _: None)
+    link.close()
 
 
 def test_nothing_of_a_board_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

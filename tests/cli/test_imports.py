@@ -13,7 +13,6 @@ import pytest
 
 HEAVY = (
     "torch", "torchvision", "timm", "ultralytics", "tensorrt", "tensorrt_rtx", "polygraphy", "openvino", "ray",
-    "asyncssh",
 )  # fmt: skip
 # In every process of the test, children too: an import finds nothing.
 BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"

@@ -18,7 +18,7 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray, names: Names | None = None) -> ir.Value:
     """Register a new initializer; a taken name gets a number. `names` of the graph, where many are added."""
     unique = (names or Names(graph)).free(name)
-    tensor = ir.tensor(np.asarray(array, order="C"), name=unique)
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=unique)  # `ir.tensor` asks for long what it is given
     value = ir.Value(name=unique, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

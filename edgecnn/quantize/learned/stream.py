@@ -18,32 +18,34 @@ Tensors = dict[str, np.ndarray]
 
 def between(model: ir.Model, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
     """The part of a graph that computes the tensors `outputs` from the tensors `inputs`."""
-    proto = ir.serde.serialize_model(model)
-    makers = {name: number for number, node in enumerate(proto.graph.node) for name in node.output}
-    needed: set[int] = set()
-    constants: set[str] = set()
-    waiting = [name for name in outputs if name not in inputs]
+    values = {value.name or "": value for value in model.graph.inputs}
+    values |= {value.name or "": value for node in model.graph for value in node.outputs}
+    needed: set[ir.Node] = set()
+    constants: dict[str, ir.Value] = {}
+    waiting = [values[name] for name in outputs if name not in inputs]
     while waiting:
-        name = waiting.pop()
-        number = makers.get(name)
-        if number is None:
-            constants.add(name)
-        elif number not in needed:
-            needed.add(number)
-            waiting += [each for each in proto.graph.node[number].input if each and each not in inputs]
-    types = {value.name: value.type.tensor_type.elem_type for value in (*proto.graph.value_info, *proto.graph.input)}
-    kept = [node for number, node in enumerate(proto.graph.node) if number in needed]
-    same, own = [name for name in outputs if name in inputs], Names(model.graph).prefix("edgecnn.same")
+        value = waiting.pop()
+        node = value.producer()
+        if node is None:
+            constants[value.name or ""] = value
+        elif node not in needed:
+            needed.add(node)
+            waiting += [each for each in node.inputs if each is not None and each.name not in inputs]
+    kept = [ir.serde.serialize_node(node) for node in model.graph if node in needed]
+    same, own = [name for name in outputs if name in inputs], "edgecnn.same"
+    if same:
+        own = Names(model.graph).prefix(own)
     kept += [onnx.helper.make_node("Identity", [name], [f"{own}.{name}"]) for name in same]
     used = {name for node in kept for name in node.input}
+    types = {name: values[name].dtype or ir.DataType.FLOAT for name in inputs}
     graph = onnx.helper.make_graph(
         kept, "part",
-        [onnx.helper.make_tensor_value_info(name, types.get(name, onnx.TensorProto.FLOAT), None)
-         for name in inputs if name in used],
+        [onnx.helper.make_tensor_value_info(name, types[name].value, None) for name in inputs if name in used],
         [onnx.ValueInfoProto(name=f"{own}.{name}" if name in same else name) for name in outputs],
-        [array for array in proto.graph.initializer if array.name in constants],
+        [ir.serde.serialize_tensor(value.const_value) for value in constants.values() if value.const_value is not None],
     )  # fmt: skip
-    return onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)
+    versions = [onnx.helper.make_opsetid(*each) for each in model.opset_imports.items()]
+    return onnx.helper.make_model(graph, opset_imports=versions, ir_version=model.ir_version)
 
 
 def evaluate(model: ir.Model, given: Tensors, outputs: list[str], batch: int, *, simulate: bool) -> Tensors:

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgecnn.device import Scheme
 from edgecnn.process import progress
 from edgecnn.process.progress import track
 from edgecnn.quantize.candidate import Candidate, Tools
@@ -156,20 +157,32 @@ def _empirical(candidate: Candidate, tools: Tools, targets: dict[str, str]) -> C
     names = list(targets)
     float_graph = expose(candidate.model, [])
     exact = _means(float_graph, graph, candidate.model, targets, names, feeder.feeds(sample), simulate=False)
-    given, corrected = fed(feeder, sample), candidate
+    none = {name: np.zeros(values.shape[1]) for name, values in exact.items()}
+    given, corrected = fed(feeder, sample), _corrected(candidate, none)
+    model = corrected.quantized(tools.scheme)
     for number, part in enumerate(track(parts, "bias", len(parts))):
         inside = [name for name in part.nodes if name in targets]
         for stage in np.array_split(np.arange(len(inside)), min(len(inside), _STAGES) or 1):
             chosen = [inside[int(n)] for n in stage]
             if chosen:
-                model = corrected.quantized(tools.scheme)
                 got = _streamed(model, graph, targets, chosen, given, tools.feeder.batch)
                 corrected = _corrected(corrected, {name: _certain(exact[name] - got[name]) for name in chosen})
+                model = _moved(model, corrected, tools.scheme, chosen)
         if inside and number + 1 < len(parts):
-            living = alive(graph, parts, number + 1)
-            model = corrected.quantized(tools.scheme)
-            given = evaluate(model, given, living, tools.feeder.batch, simulate=True)
+            given = evaluate(model, given, alive(graph, parts, number + 1), tools.feeder.batch, simulate=True)
     return corrected
+
+
+def _moved(model: ir.Model, corrected: Candidate, scheme: Scheme, names: list[str]) -> ir.Model:
+    """The candidate's Q/DQ graph: with float biases `model` itself, where only those of the nodes `names` change."""
+    if scheme.bias == "int32":  # in steps that the weight's scales decide, and these grow with the bias
+        return corrected.quantized(scheme)
+    nodes = {node.name: node for node in model.graph}
+    for name in names:
+        value = next(value for value in reversed(nodes[name].inputs) if constant(value) is not None)
+        assert value is not None
+        value.const_value = ir.Tensor(corrected.overrides.biases[name], name=value.name)
+    return model
 
 
 def _sample(tools: Tools, graph: Graph, parts: list[Block]) -> list[int]:

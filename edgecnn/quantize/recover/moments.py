@@ -26,7 +26,7 @@ _LEAST = 8192  # patches of a layer, where the images have so many
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a layer's input patches: `mean` (groups, K), `second` (groups, K, K), float64, over `count` patches.
+    """Of a layer's input patches: `mean` (groups, K) float64, `second` (groups, K, K) float32, over `count` patches.
 
     K = input channels of a group × kernel positions, in the order of the unfolded weight.
     """
@@ -144,19 +144,32 @@ def _pads_before(
 
 
 class _Sum:
+    """Sums of patches in float32, which so few need no more than; taken together until a product is worth its sum."""
+
     def __init__(self, means_only: bool) -> None:
         self.means_only = means_only
         self.count = 0
         self.first: np.ndarray | float = 0.0
         self.second: np.ndarray | float = 0.0
+        self.waiting: list[np.ndarray] = []
 
     def add(self, values: np.ndarray) -> None:
         self.count += values.shape[2]
         self.first = self.first + values.sum(axis=2, dtype=np.float64)
-        if self.means_only:
-            self.second = np.zeros((values.shape[0], values.shape[1], values.shape[1]))
-        else:
-            self.second = self.second + (values @ values.transpose(0, 2, 1)).astype(np.float64)
+        if not self.means_only:
+            self.waiting.append(values)
+            if sum(each.shape[2] for each in self.waiting) >= values.shape[1]:
+                self._settle()
+
+    def _settle(self) -> None:
+        if self.waiting:
+            values = np.concatenate(self.waiting, axis=2)
+            self.second = self.second + values @ values.transpose(0, 2, 1)
+            self.waiting = []
 
     def moments(self) -> Moments:
-        return Moments(np.asarray(self.first) / self.count, np.asarray(self.second) / self.count, self.count)
+        self._settle()
+        first = np.asarray(self.first) / self.count
+        if self.means_only:
+            self.second = np.zeros((*first.shape, first.shape[1]), np.float32)
+        return Moments(first, np.asarray(self.second / np.float32(self.count)), self.count)

@@ -26,6 +26,8 @@ def nearest(weight: np.ndarray, scales: np.ndarray, limit: int) -> np.ndarray:
 def compensated(weight: np.ndarray, scales: np.ndarray, limit: int, hessian: np.ndarray) -> np.ndarray:
     """Integers (groups, rows, K), float64, rounded one input at a time, the strongest first.
 
+    With H = R·Rᵀ and R upper triangular the error is |e·R|²: the column of an input holds those rounded before it.
+
     Args:
         weight: (groups, rows, K).
         scales: (groups, rows).
@@ -33,25 +35,24 @@ def compensated(weight: np.ndarray, scales: np.ndarray, limit: int, hessian: np.
     """
     # In float32 twice as fast; the caller keeps only what errs less than rounding to nearest.
     weight, scales, hessian = (np.asarray(each, np.float32) for each in (weight, scales, hessian))
-    order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
+    order = np.argsort(np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
     group = np.arange(len(weight))[:, None]
-    sorted_hessian = hessian[group[:, :, None], order[:, :, None], order[:, None, :]]
-    upper = np.linalg.cholesky(np.linalg.inv(sorted_hessian)).transpose(0, 2, 1)
-    left = np.take_along_axis(weight, order[:, None, :], axis=2).copy()
-    steps = np.empty_like(left)
-    columns = left.shape[2]
-    block = 64  # the update of far columns waits and is done as one product
+    root = np.linalg.cholesky(hessian[group[:, :, None], order[:, :, None], order[:, None, :]])[:, ::-1, ::-1]
+    root = root / np.diagonal(root, axis1=1, axis2=2)[:, None, :]
+    order = order[:, None, ::-1]
+    wanted = np.ascontiguousarray(np.take_along_axis(weight, order, axis=2).transpose(0, 2, 1))
+    steps, errors = np.empty_like(wanted), np.empty_like(wanted)  # (groups, K, rows)
+    columns, block = wanted.shape[1], 64  # what a block takes from all before it is one product
     for start in range(0, columns, block):
         stop = min(start + block, columns)
-        errors = np.empty((*left.shape[:2], stop - start), np.float32)
+        left = wanted[:, start:stop] - root[:, :start, start:stop].transpose(0, 2, 1) @ errors[:, :start]
         for column in range(start, stop):
-            steps[..., column] = np.clip(np.rint(left[..., column] / scales), -limit, limit)
-            wrong = (left[..., column] - steps[..., column] * scales) / upper[:, None, column, column]
-            errors[..., column - start] = wrong
-            left[..., column + 1 : stop] -= wrong[..., None] * upper[:, None, column, column + 1 : stop]
-        left[..., stop:] -= errors @ upper[:, start:stop, stop:]
-    found = np.empty_like(steps)
-    np.put_along_axis(found, np.broadcast_to(order[:, None, :], steps.shape), steps, axis=2)
+            near = left[:, column - start]
+            steps[:, column] = np.clip(np.rint(near / scales), -limit, limit)
+            errors[:, column] = error = steps[:, column] * scales - wanted[:, column]
+            left[:, column + 1 - start :] -= root[:, column, column + 1 : stop, None] * error[:, None]
+    found = np.empty(weight.shape, np.float32)
+    np.put_along_axis(found, np.broadcast_to(order, found.shape), steps.transpose(0, 2, 1), axis=2)
     return np.asarray(_descended(weight, found, scales, limit, hessian), np.float64)
 
 

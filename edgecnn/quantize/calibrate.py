@@ -135,8 +135,8 @@ def _check_images(images: np.ndarray, contract: IoContract) -> None:
         )
 
 
-def calibrate(feeder: Feeder, tensors: list[str]) -> Calibration:
-    """Count the values of `tensors` over all images.
+def calibrate(feeder: Feeder, tensors: list[str], chosen: list[int] | None = None) -> Calibration:
+    """Count the values of `tensors` over all images, or the chosen ones.
 
     Memory: one inference per core and 64 KiB per tensor, however many images.
 
@@ -146,17 +146,19 @@ def calibrate(feeder: Feeder, tensors: list[str]) -> Calibration:
     start = time.monotonic()
     histograms = {name: Histogram() for name in tensors}
     session = open_session(expose(feeder.model, tensors))
-    total = math.ceil(feeder.count / feeder.batch)
-    for number, outputs in enumerate(track(run_each(session, feeder.feeds()), "calibrate", total)):
-        last = min(feeder.batch, feeder.count - number * feeder.batch)
+    order = list(range(feeder.count)) if chosen is None else chosen
+    total = math.ceil(len(order) / feeder.batch)
+    for number, outputs in enumerate(track(run_each(session, feeder.feeds(chosen)), "calibrate", total)):
+        image = number * feeder.batch
+        last = min(feeder.batch, len(order) - image)
         for name, values in zip(tensors, outputs, strict=True):
             real = values[:last] if last < feeder.batch and values.shape[:1] == (feeder.batch,) else values
             try:
                 histograms[name].add(real)
             except ValueError as error:
                 raise EdgeError(
-                    f"tensor `{name}` takes a value that is {error} on calibration image {number * feeder.batch}",
+                    f"tensor `{name}` takes a value that is {error} on calibration image {order[image]}",
                     "the float model itself overflows there: check its weights and its input's normalization",
                 ) from error
-    digest = hashlib.sha256("".join(sorted(feeder.digests)).encode()).hexdigest()
-    return Calibration(histograms, feeder.count, digest, feeder.batch, time.monotonic() - start)
+    digest = hashlib.sha256("".join(sorted(feeder.digests[image] for image in order)).encode()).hexdigest()
+    return Calibration(histograms, len(order), digest, feeder.batch, time.monotonic() - start)

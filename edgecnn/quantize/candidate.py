@@ -161,10 +161,16 @@ class Tools:
         return replace(self.feeder, model=model)
 
 
-def again(candidate: Candidate, model: ir.Model, tools: Tools) -> Candidate:
-    """The candidate on a graph with other channel sizes: calibrated anew, every range by the method it had."""
+def again(candidate: Candidate, model: ir.Model, tools: Tools, chosen: list[int] | None = None) -> Candidate:
+    """The candidate on a graph with other channel sizes: calibrated anew, every range by the method it had.
+
+    Args:
+        chosen: the images to calibrate on; None: all, and what they show is kept, see `bounds_of`.
+    """
     placement = candidate.placement
-    calibration = calibrate(tools.feeder_of(model), [activation.tensor for activation in placement.counted])
+    calibration = calibrate(tools.feeder_of(model), [activation.tensor for activation in placement.counted], chosen)
+    if chosen is None:
+        tools.made["bounds"] = model, {name: histogram.bound for name, histogram in calibration.histograms.items()}
     found: dict[int, tuple[Range, Method]] = {}
     for group, members in placement.groups().items():
         named = candidate.methods[members[0].tensor]
@@ -174,6 +180,14 @@ def again(candidate: Candidate, model: ir.Model, tools: Tools) -> Candidate:
     ranges = {activation.tensor: found[activation.group][0] for activation in placement.activations}
     methods: dict[str, str] = {activation.tensor: found[activation.group][1] for activation in placement.activations}
     return replace(candidate, model=model, ranges=ranges, methods=methods, overrides=NOTHING)
+
+
+def bounds_of(model: ir.Model, tensors: list[str], tools: Tools) -> dict[str, float]:
+    """Largest magnitude by tensor over the calibration images."""
+    kept = tools.made.get("bounds")
+    if isinstance(kept, tuple) and kept[0] is model and set(tensors) <= set(kept[1]):
+        return {name: kept[1][name] for name in tensors}
+    return {name: found.bound for name, found in calibrate(tools.feeder_of(model), tensors).histograms.items()}
 
 
 def first(model: ir.Model, placement: Placement, tools: Tools) -> tuple[Candidate, Calibration]:

@@ -12,8 +12,8 @@ from edgecnn.measure.io_contract import IoContract
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.arrays import NamedArrays
-from edgecnn.quantize.calibrate import Feeder, ImageSource, calibrate
-from edgecnn.quantize.candidate import Judge, Network, Tools
+from edgecnn.quantize.calibrate import Feeder, ImageSource
+from edgecnn.quantize.candidate import Judge, Network, Tools, bounds_of
 from edgecnn.quantize.canonical import TYPED_OPSET, canonical, opset, runnable
 from edgecnn.quantize.ends import Ends
 from edgecnn.quantize.judge import Selected, SelectJudge
@@ -153,6 +153,5 @@ def _bounds(tools: Tools, climbed: Climb, observed: dict[str, float]) -> dict[st
     if model is not tools.graph.model:  # a rung scaled its tensors
         feeder = tools.feeder_of(model)
         _, observed = observe(model, list(feeder.feeds(feeder.sample(_OBSERVED))))
-        histograms = calibrate(feeder, list(counted)).histograms
-        counted = {name: histogram.bound for name, histogram in histograms.items()}
+        counted = bounds_of(model, list(counted), tools)
     return {name: max(observed.get(name, 0.0), counted.get(name, 0.0)) for name in {*observed, *counted}}

@@ -11,13 +11,12 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from edgecnn.process import progress
-from edgecnn.quantize.auto import by_method
-from edgecnn.quantize.calibrate import calibrate
 from edgecnn.quantize.candidate import Candidate, Tools, again
 from edgecnn.quantize.recover.effort import share, some
 from edgecnn.quantize.recover.links import equalized
-from edgecnn.quantize.recover.quality import better, few, split
+from edgecnn.quantize.recover.quality import better, split
 from edgecnn.quantize.recover.smooth import smoothed
+from edgecnn.quantize.recover.spread import Spread
 from edgecnn.quantize.recover.weight_clip import with_searched_weights
 
 NAME = "equalize"
@@ -31,10 +30,8 @@ def equalize(candidate: Candidate, tools: Tools) -> Candidate:
     fit, held = split(tools)
     found = candidate
     if models := _rescaled(candidate, tools):
-        rescaled = [replace(candidate, model=model) for model in models]
-        few = fit[: round(_QUICK * share(tools))]
-        quick = [_quick(each, tools, few) for each in (candidate, *rescaled)]
-        which, qualities = better(tools, quick[0], quick[1:], held)
+        quick = [again(candidate, model, tools, fit[: round(_QUICK * share(tools))]) for model in models]
+        which, qualities = better(tools, candidate, quick, held)
         if which >= 0 and qualities[which + 1] >= qualities[0] + _WORTH:
             whole = again(candidate, models[which], tools)
             which, qualities = better(tools, candidate, [whole], held)
@@ -55,14 +52,8 @@ def equalize(candidate: Candidate, tools: Tools) -> Candidate:
 def _rescaled(candidate: Candidate, tools: Tools) -> list[ir.Model]:
     """The same function with other channel sizes: through what is homogeneous, and behind what is not."""
     sample = some(tools, round(share(tools) * min(tools.feeder.count, _SPREAD)))
-    found = [equalized(tools.graph, candidate.placement, tools.feeder, sample)]
+    known: dict[str, Spread] = {}
+    found = [equalized(tools.graph, candidate.placement, tools.feeder, sample, known)]
     if tools.scheme.placement == "tensorrt":  # onnxruntime's kernels have no place for a Mul behind SiLU
-        found.append(smoothed(tools.graph, candidate.placement, tools.feeder, sample))
+        found.append(smoothed(tools.graph, candidate.placement, tools.feeder, sample, known))
     return [model for model in found if model is not None]
-
-
-def _quick(candidate: Candidate, tools: Tools, sample: list[int]) -> Candidate:
-    """The candidate with the ranges of least squared error over a few images: for a comparison of two graphs."""
-    feeder = few(tools.feeder_of(candidate.model), sample)
-    calibration = calibrate(feeder, [activation.tensor for activation in candidate.placement.counted])
-    return candidate.with_chosen(by_method("mse", candidate.placement, calibration, tools.scheme))

@@ -18,16 +18,31 @@ from edgecnn.quantize.recover.spread import Spread, measurable, spreads
 from edgecnn.quantize.sessions import open_session, run_each
 
 TOLERANCE = 1e-4  # largest difference of the float outputs, relative to their largest magnitude
-_CHECKED = 16  # images for that
+_CHECKED = 8  # images for that
 _REACHED = 0.999  # of a Clip's bound
 _LITTLE = 1e-3
 
 
-def equalized(graph: Graph, placement: Placement, feeder: Feeder, sample: list[int]) -> ir.Model | None:
+def equalized(
+    graph: Graph, placement: Placement, feeder: Feeder, sample: list[int], known: dict[str, Spread] | None = None
+) -> ir.Model | None:
     """The same function with channels rescaled for least quantization noise; None: nothing worth rescaling.
 
+    `balanced`, and afterwards the outputs are compared.
+    """
+    model = balanced(graph, placement, feeder, sample, {} if known is None else known)
+    if model is None or _difference(graph.model, model, feeder, sample[:_CHECKED]) > TOLERANCE:
+        return None
+    return model
+
+
+def balanced(
+    graph: Graph, placement: Placement, feeder: Feeder, sample: list[int], known: dict[str, Spread]
+) -> ir.Model | None:
+    """As `equalized`, not compared.
+
     Through a Clip at zero and a bound, as ReLU6, only channels that stay below the bound with their factor, as measured
-    over the sample; afterwards the outputs are compared.
+    over the sample. `known` holds what is measured of the graph's tensors already, and takes what is measured here.
     """
     found = channels.find(graph)
     if not found.free.any():
@@ -36,7 +51,10 @@ def equalized(graph: Graph, placement: Placement, feeder: Feeder, sample: list[i
     readers = [nodes[edge.node] for a in placement.activations for edge in a.edges]
     values = [nodes[a.edges[0].node].inputs[a.edges[0].index] for a in placement.activations if a.edges]
     wanted = [*values, *(node.inputs[0] for node in found.bounded), *(node.outputs[0] for node in readers)]
-    measured = spreads(feeder, graph, [n for n in measurable(graph, wanted) if n in found.group], sample)
+    names = [name for name in measurable(graph, wanted) if name in found.group]
+    if missing := [name for name in names if name not in known]:
+        known.update(spreads(feeder, graph, missing, sample))
+    measured = {name: known[name] for name in names}
     free, highest = _limits(found, measured)
     tensors = []
     for members in placement.groups().values():
@@ -45,8 +63,7 @@ def equalized(graph: Graph, placement: Placement, feeder: Feeder, sample: list[i
     factors = least_noise(tensors, free, highest)
     if np.abs(np.log(factors)).max() < _LITTLE:
         return None
-    model = rescaled(graph, found, factors)
-    return model if _difference(graph.model, model, feeder, sample[:_CHECKED]) <= TOLERANCE else None
+    return rescaled(graph, found, factors)
 
 
 def rescaled(graph: Graph, found: Channels, factors: np.ndarray) -> ir.Model:

@@ -38,7 +38,8 @@ class Moments:
     @property
     def covariance(self) -> np.ndarray:
         """(groups, K, K): the second moments about the means."""
-        return np.asarray(self.second - self.mean[:, :, None] * self.mean[:, None, :])
+        mean = self.mean.astype(self.second.dtype)
+        return np.asarray(self.second - mean[:, :, None] * mean[:, None, :])
 
     def joined(self, other: Moments) -> Moments:
         """Of both sets of patches together."""

@@ -10,15 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgecnn.measure.stats import decibel
 from edgecnn.process.progress import track
-from edgecnn.quantize.arrays import NamedArrays
-from edgecnn.quantize.calibrate import Feeder, ImageSource
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.last_layers import ends
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
@@ -35,28 +33,6 @@ def split(tools: Tools) -> tuple[list[int], list[int]]:
     asked = min(MOST, round(IMAGES * max(1.0, 224 * 224 / tools.feeder.pixels)))
     held = min(asked, len(order) // 4)
     return (order[:-held], order[-held:]) if held else (order, order)
-
-
-@dataclass(frozen=True)
-class _Picked:
-    """Some images of a source, as a source."""
-
-    images: ImageSource
-    sample: list[int]
-
-    def __len__(self) -> int:
-        return len(self.sample)
-
-    def batch(self, start: int, stop: int) -> np.ndarray:
-        return np.concatenate([self.images.batch(n, n + 1) for n in self.sample[start:stop]])
-
-
-def few(feeder: Feeder, sample: list[int]) -> Feeder:
-    """A feeder of only the sampled images."""
-    if isinstance(feeder.images, NamedArrays):
-        arrays = {name: array[sample] for name, array in feeder.images.arrays.items()}
-        return replace(feeder, images=NamedArrays(arrays, feeder.images.source), count=len(sample))
-    return replace(feeder, images=_Picked(feeder.images, sample), count=len(sample))
 
 
 @dataclass(frozen=True)

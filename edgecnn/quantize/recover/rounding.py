@@ -15,11 +15,12 @@ _SWEEPS = 3
 
 def row_errors(error: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """e·H·eᵀ of each row: (groups, rows) of error (groups, rows, K) and H (groups, K, K)."""
+    error = error.astype(hessian.dtype, copy=False)
     return np.asarray(((error @ hessian) * error).sum(axis=2))
 
 
 def nearest(weight: np.ndarray, scales: np.ndarray, limit: int) -> np.ndarray:
-    """Integers (groups, rows, K) as float64; scales (groups, rows)."""
+    """Whole numbers (groups, rows, K); scales (groups, rows)."""
     return np.asarray(np.clip(np.rint(weight / scales[..., None]), -limit, limit))
 
 

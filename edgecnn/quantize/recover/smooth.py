@@ -20,43 +20,35 @@ from edgecnn.quantize.canonical import add_initializer, constant
 from edgecnn.quantize.names import Names
 from edgecnn.quantize.placement import Graph, Placement
 from edgecnn.quantize.recover import channels
-from edgecnn.quantize.recover.links import equalized
+from edgecnn.quantize.recover.links import balanced, equalized
+from edgecnn.quantize.recover.spread import Spread
 
 _GATES = frozenset({"Mul", "HardSwish", "Gelu", "Mish", "Elu", "Celu", "Selu", "Softplus", "Swish"})
 WORTH = 4.0  # the largest factor over the smallest that is worth an operator
 
 
-def smoothed(graph: Graph, placement: Placement, feeder: Feeder, sample: list[int]) -> ir.Model | None:
+def smoothed(
+    graph: Graph, placement: Placement, feeder: Feeder, sample: list[int], known: dict[str, Spread] | None = None
+) -> ir.Model | None:
     """The graph with channels rescaled, also behind activations that are not homogeneous; None: nothing to gain.
 
     Tensors keep their names; each new node is a Mul `<node>.smooth` whose output has the name of the tensor before it.
+    `known`: see `balanced`.
     """
-    first = _balanced(graph, placement, feeder, sample, None)
-    if first is None:
-        return None
-    worth = frozenset(node.name or "" for node in _identities(*first) if _spread(node) >= WORTH)
+    known = {} if known is None else known
+    opened, added = _opened(graph, None)
+    first = balanced(opened, placement, replace(feeder, model=opened.model), sample, known) if added else None
+    worth = frozenset(node.name or "" for node in _identities(first, added) if _spread(node) >= WORTH)
     # What the first look finds worth an operator, the second balances alone.
-    found = _balanced(graph, placement, feeder, sample, worth)
-    if found is None:
-        return None
-    for node in _identities(*found):
-        _closed(found[0].graph, node)
-    return found[0]
+    opened, added = _opened(graph, worth)
+    found = equalized(opened, placement, replace(feeder, model=opened.model), sample, known) if added else None
+    for node in _identities(found, added):
+        _closed(node)
+    return found
 
 
-def _balanced(
-    graph: Graph, placement: Placement, feeder: Feeder, sample: list[int], wanted: frozenset[str] | None
-) -> tuple[ir.Model, list[str]] | None:
-    """Equalized with identities after the activations `wanted` (None: all), and the names of those."""
-    opened, added = _opened(graph, wanted)
-    if not added:
-        return None
-    model = equalized(opened, placement, replace(feeder, model=opened.model), sample)
-    return None if model is None else (model, added)
-
-
-def _identities(model: ir.Model, names: list[str]) -> list[ir.Node]:
-    return [node for node in model.graph if node.name in names]
+def _identities(model: ir.Model | None, names: list[str]) -> list[ir.Node]:
+    return [node for node in model.graph if node.name in names] if model is not None else []
 
 
 def _spread(identity: ir.Node) -> float:
@@ -69,6 +61,7 @@ def _opened(graph: Graph, wanted: frozenset[str] | None) -> tuple[Graph, list[st
     """A copy with a depthwise 1x1 identity where factors shall begin: a layer that takes any of them up."""
     found = channels.find(graph)
     model, shapes, added = graph.model.clone(), dict(graph.shapes), []
+    names = Names(model.graph)
     for node in list(model.graph):
         value = node.outputs[0]
         shape = shapes.get(value.name or "", ())
@@ -81,8 +74,8 @@ def _opened(graph: Graph, wanted: frozenset[str] | None) -> tuple[Graph, list[st
         if wanted is not None and f"{node.name}.smooth" not in wanted:
             continue
         name, count = value.name, shape[1]
-        value.name = Names(model.graph).free(f"{name}.plain")
-        weight = add_initializer(model.graph, f"{name}.factors", np.ones((count, 1, 1, 1), np.float32))
+        value.name = names.free(f"{name}.plain")
+        weight = add_initializer(model.graph, f"{name}.factors", np.ones((count, 1, 1, 1), np.float32), names)
         identity = ir.node(
             "Conv", [value, weight], {"group": count, "kernel_shape": [1, 1]}, name=f"{node.name}.smooth"
         )
@@ -97,12 +90,13 @@ def _opened(graph: Graph, wanted: frozenset[str] | None) -> tuple[Graph, list[st
     return Graph(model, shapes), added
 
 
-def _closed(graph: ir.Graph, identity: ir.Node) -> None:
+def _closed(identity: ir.Node) -> None:
     """The depthwise convolution as a Mul."""
     factors = constant(identity.inputs[1])
     assert factors is not None
-    before, after = identity.inputs[0], identity.outputs[0]
+    before, after, graph = identity.inputs[0], identity.outputs[0], identity.graph
     assert before is not None
+    assert isinstance(graph, ir.Graph)
     name = after.name
     shaped = add_initializer(graph, f"{name}.smooth", factors.reshape(1, -1, 1, 1))
     product = ir.node("Mul", [before, shaped], name=identity.name)

@@ -29,6 +29,7 @@ _SHARES = np.linspace(0.93, 0.45, 9)  # of the scale that holds the largest weig
 _DAMPING = (0.1, 0.01, 1.0)  # of the mean of the second moments' diagonal; the first alone where effort is short
 _EXACT = 1e-6  # share of a weight's power that rounding may lose where it was quantized before
 _LARGEST = 2304  # weights of a filter whose second moments, its square, are still cheap
+_TOLD = 32  # rows of a group that tell whether they are
 _RICH = 8  # patches per weight of a filter from which their second moments are known well enough
 
 
@@ -109,7 +110,7 @@ def searched_weight(
     if whole.count < _RICH * flat.shape[2]:
         damping = _trusted(flat, largest, limit, parts, scheme, least, has_bias, dampings)
     if damping is None:
-        scales = storable_scales(largest, scheme).astype(np.float64)
+        scales = storable_scales(largest, scheme)
         steps = nearest(flat, scales, limit)
     else:
         steps, scales = _fitted(flat, largest, limit, _hessian(whole, has_bias, damping), scheme, least)
@@ -119,7 +120,8 @@ def searched_weight(
 
 
 def _hessian(moments: Moments, has_bias: bool, damping: float) -> np.ndarray:
-    found = np.array(moments.covariance if has_bias else moments.second)
+    """Float32: enough to compare roundings by."""
+    found = np.array(moments.covariance if has_bias else moments.second, np.float32)
     diagonal = np.diagonal(found, axis1=1, axis2=2).mean(axis=1)
     index = np.arange(found.shape[1])
     found[:, index, index] += (damping * np.maximum(diagonal, 1e-12))[:, None]
@@ -129,26 +131,24 @@ def _hessian(moments: Moments, has_bias: bool, damping: float) -> np.ndarray:
 def _fitted(
     flat: np.ndarray, largest: np.ndarray, limit: int, hessian: np.ndarray, scheme: Scheme, least: np.ndarray | float
 ) -> tuple[np.ndarray, np.ndarray]:
-    scales = storable_scales(largest, scheme).astype(np.float64)
-    narrow = hessian.astype(np.float32)  # enough to compare scales by
+    flat, scales = flat.astype(np.float32), storable_scales(largest, scheme)
 
-    def lost(tried: np.ndarray) -> np.ndarray:
-        return row_errors((nearest(flat, tried, limit) * tried[..., None] - flat).astype(np.float32), narrow)
+    def lost(steps: np.ndarray, tried: np.ndarray) -> np.ndarray:
+        return row_errors(steps * tried[..., None] - flat, hessian)
 
-    start, errors = scales, lost(scales)
+    start, errors = scales, lost(nearest(flat, scales, limit), scales)
     smallest = np.broadcast_to(np.asarray(least, np.float64).reshape(-1) if np.ndim(least) else least, largest.size)
     for part in _SHARES:
-        tried = storable_scales(np.maximum(start * part, smallest.reshape(start.shape)), scheme).astype(np.float64)
-        found = lost(tried)
+        tried = storable_scales(np.maximum(start * part, smallest.reshape(start.shape)), scheme)
+        found = lost(nearest(flat, tried, limit), tried)
         gained = found < errors
         scales, errors = np.where(gained, tried, scales), np.where(gained, found, errors)
     try:
         steps = compensated(flat, scales, limit, hessian)
-    except np.linalg.LinAlgError:  # inputs so much alike that their moments have no inverse in float64
+    except np.linalg.LinAlgError:  # inputs so much alike that their moments have no root in float32
         return nearest(flat, scales, limit), scales
-    near = nearest(flat, scales, limit)
-    kept = row_errors(steps * scales[..., None] - flat, hessian) <= row_errors(near * scales[..., None] - flat, hessian)
-    return np.where(kept[..., None], steps, near), scales
+    kept = lost(steps, scales) <= errors
+    return np.where(kept[..., None], steps, nearest(flat, scales, limit)), scales
 
 
 def _trusted(
@@ -158,8 +158,12 @@ def _trusted(
     """The damping that, fitted on the first half, errs least on the second; None: rounding to nearest does."""
     if len(parts) < 2:
         return None
+    some = slice(None, None, -(-flat.shape[1] // _TOLD))
+    flat, largest = flat[:, some], largest[:, some]
+    if np.ndim(least):
+        least = np.asarray(least).reshape(len(flat), -1)[:, some]
     test = _hessian(parts[1], has_bias, 0.0)
-    scales = storable_scales(largest, scheme).astype(np.float64)
+    scales = storable_scales(largest, scheme)
     best, least_error = None, row_errors(nearest(flat, scales, limit) * scales[..., None] - flat, test).sum()
     for damping in dampings:
         steps, found = _fitted(flat, largest, limit, _hessian(parts[0], has_bias, damping), scheme, least)

@@ -1,4 +1,4 @@
-"""What a candidate loses: the task's metric on labelled select images, and the noise at its outputs. Never scored ones.
+"""What a candidate loses: the task's metric on labelled select images, never on scored ones.
 
 The float model is scored once. A candidate streams through in small batches: as float simulation, which stands for
 TensorRT, or through this CPU's own INT8 kernels where they are what will run it; `how` says which.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,12 +18,10 @@ from edgecnn.measure import stats
 from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import track
-from edgecnn.quantize.auto import Looked
 from edgecnn.quantize.calibrate import ImageSource
-from edgecnn.quantize.candidate import Candidate, Drop, Tools
+from edgecnn.quantize.candidate import Drop
 from edgecnn.quantize.judging import Judging
-from edgecnn.quantize.recover.quality import split
-from edgecnn.quantize.sessions import Feeds, expose, open_session, run, run_each
+from edgecnn.quantize.sessions import Feeds, open_session, run, run_each
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.recipe import MetricName
 from edgecnn.tasks.classify.metrics import METRICS
@@ -207,21 +204,3 @@ def paired_drop(reference: np.ndarray, candidate: np.ndarray) -> Drop:
         float(reference.sum() / count), float(candidate.sum() / count), lower, upper, count,
         (only_float + only_int8) / count,
     )  # fmt: skip
-
-
-class Fidelity:
-    """How clean a candidate's outputs are, float-simulated, on calibration images that no rung fits anything on."""
-
-    def __init__(self, tools: Tools) -> None:
-        self.feeder, self.scheme, self.sample = tools.feeder, tools.scheme, split(tools)[1]
-        self.looked = Looked.of(tools.graph.model)
-        self.exact = list(run_each(open_session(expose(tools.graph.model, list(self.looked.names))), self._feeds()))
-
-    def sqnr_db(self, candidate: Candidate) -> float:
-        """Median over the inferences, see `Looked`: a few that explode don't decide."""
-        session = open_session(expose(candidate.quantized(self.scheme), list(self.looked.names)), simulate=True)
-        outputs = track(run_each(session, self._feeds()), "outputs", len(self.exact))
-        return float(np.median([self.looked.decibel(want, got) for want, got in zip(self.exact, outputs, strict=True)]))
-
-    def _feeds(self) -> Iterator[Feeds]:
-        return self.feeder.feeds(self.sample)

@@ -15,7 +15,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -26,9 +25,9 @@ from edgecnn.process.versions import code_version, install_command, installed_ve
 from edgecnn.quantize import LIBRARIES, checkpoint
 from edgecnn.quantize.candidate import Candidate, Drop, Tools, first
 from edgecnn.quantize.coverage import coverage
-from edgecnn.quantize.judge import Fidelity
 from edgecnn.quantize.placement import LAYERS, Placement
 from edgecnn.quantize.recover.effort import EFFORTS
+from edgecnn.quantize.recover.quality import fidelity
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.steps import State, Step, better, expected_speed, restored, state_of, support_note
 from edgecnn.recipe.recipe import RungName
@@ -245,17 +244,12 @@ class _Climber:
         if tools.judge is not None and tools.budget is not None:
             drop = tools.judge.drop(candidate)
         if self.compares:
-            sqnr = self.fidelity.sqnr_db(candidate)
+            sqnr = fidelity(tools, candidate)
         return Step(
             rung=name, kept=False, why="", seconds=time.monotonic() - start,
             float_nodes=sum(layer not in placement.int8_layers for layer in layers), int8_macs=share,
             expected_speed=speed, drop=drop, sqnr_db=sqnr,
         )  # fmt: skip
-
-    @cached_property
-    def fidelity(self) -> Fidelity:
-        """Made when first asked for: where only ranges are made, nothing is compared."""
-        return Fidelity(self.tools)
 
     def _ground(self) -> str:
         """A digest of everything that the whole climb rests on."""

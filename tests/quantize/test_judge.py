@@ -17,8 +17,9 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools
 from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.judge import Fidelity, Selected, SelectJudge, paired_drop
+from edgecnn.quantize.judge import Selected, SelectJudge, paired_drop
 from edgecnn.quantize.placement import Graph
+from edgecnn.quantize.recover.quality import fidelity, split
 
 # Blue is read as green: the 10 blue ones of 30 images are lost.
 BLIND = np.array([[1, 0, 0], [0, 1, 0.9], [0, 0, 0.1]], np.float32)
@@ -176,18 +177,18 @@ def test_what_is_no_classifier_is_refused() -> None:
 def test_fidelity_is_the_noise_at_the_outputs_of_held_images(tmp_path: Path) -> None:
     model = as_ir(color_net())
     feeder = Feeder(model, CONTRACT, Pictures(colors(40)[0]), 40)
-    fidelity = Fidelity(Tools(TENSORRT, Graph(model, {}), feeder, "minmax", tmp_path))
-    assert not set(fidelity.sample) & set(feeder.sample(30))
-    assert fidelity.sqnr_db(without_quantization(color_net())) > 120  # float32 rounding
+    tools = Tools(TENSORRT, Graph(model, {}), feeder, "minmax", tmp_path)
+    assert not set(split(tools)[1]) & set(feeder.sample(30))
+    assert fidelity(tools, without_quantization(color_net())) > 120  # float32 rounding
     halved = without_quantization(color_net(second=0.5 * np.eye(3, dtype=np.float32)))
-    assert fidelity.sqnr_db(halved) == pytest.approx(6.02, abs=0.01)  # noise a quarter of the signal's power
-    assert fidelity.sqnr_db(without_quantization(hard_net())) > 120  # the same function
+    assert fidelity(tools, halved) == pytest.approx(6.02, abs=0.01)  # noise a quarter of the signal's power
+    assert fidelity(tools, without_quantization(hard_net())) > 120  # the same function
 
 
 def test_fidelity_of_a_single_image(tmp_path: Path) -> None:
     model = as_ir(color_net())
     feeder = Feeder(model, CONTRACT, Pictures(colors(1)[0]), 1)
-    assert Fidelity(Tools(TENSORRT, Graph(model, {}), feeder, "minmax", tmp_path)).sample == [0]
+    assert split(Tools(TENSORRT, Graph(model, {}), feeder, "minmax", tmp_path)) == ([0], [0])
 
 
 def test_two_candidates_are_compared_with_each_other() -> None:

@@ -17,13 +17,14 @@ import onnx_ir as ir
 
 from edgecnn.measure.stats import decibel
 from edgecnn.process.progress import track
+from edgecnn.quantize.auto import Looked
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.last_layers import ends
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
 
 IMAGES = 48  # of 224 x 224; of smaller images as many more, up to MOST
 MOST = 192
-_BYTES = 1 << 26  # of exact ends kept
+_BYTES = 1 << 28  # of exact outputs and ends kept
 _TINY = 1e-30
 
 
@@ -37,24 +38,31 @@ def split(tools: Tools) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The float model's ends on some images."""
+    """The float model's outputs and ends on some images; which of the tensors `looked.names` are the ends."""
 
     feeds: tuple[Feeds, ...]
-    names: tuple[str, ...]
+    looked: Looked
+    ends: tuple[int, ...]
     exact: tuple[list[np.ndarray], ...]
     power: tuple[float, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that are compared."""
+        return self.looked.names
+
     def noises(self, outputs: Iterable[list[np.ndarray]]) -> np.ndarray:
-        """(inferences,): mean over the ends of noise / power of ends that were computed for `feeds`."""
-        rows = []
-        for want, got in zip(self.exact, outputs, strict=True):
-            shares = []
-            for a, b, power in zip(want, got, self.power, strict=True):
-                difference = (a - b).reshape(-1)
-                shares.append(float(np.vdot(difference, difference)) / power)
-            rows.append(math.fsum(shares) / len(shares))
-        found = np.asarray(rows)
-        return np.where(np.isfinite(found), found, np.inf)
+        """(inferences,): mean over the ends of noise / power of tensors that were computed for `feeds`."""
+        return np.asarray([self.noise(want, got) for want, got in zip(self.exact, outputs, strict=True)])
+
+    def noise(self, want: list[np.ndarray], got: list[np.ndarray]) -> float:
+        """Of one inference; infinite where it is not a number."""
+        shares = []
+        for end, power in zip(self.ends, self.power, strict=True):
+            difference = (want[end] - got[end]).reshape(-1)
+            shares.append(float(np.vdot(difference, difference)) / power)
+        found = math.fsum(shares) / len(shares)
+        return found if math.isfinite(found) else math.inf
 
     def simulated(self, model: ir.Model) -> np.ndarray:
         """`noises` of a graph evaluated in float."""
@@ -83,7 +91,7 @@ def improves(before: np.ndarray, after: np.ndarray, doubts: float = 1.0) -> bool
 
 
 def reference(tools: Tools, sample: list[int]) -> Reference:
-    """Run the float model on the sampled images; kept in `tools.made`. Of large ends fewer images are taken."""
+    """Run the float model on the sampled images; kept in `tools.made`. Of large outputs fewer images are taken."""
     key = f"reference {sample}"
     if key not in tools.made:
         tools.made[key] = _reference(tools, sample)
@@ -93,8 +101,8 @@ def reference(tools: Tools, sample: list[int]) -> Reference:
 
 
 def _reference(tools: Tools, sample: list[int]) -> Reference:
-    names = ends(tools.graph.model)
-    session = open_session(expose(tools.graph.model, names))
+    looked, last = Looked.of(tools.graph.model), ends(tools.graph.model)
+    session = open_session(expose(tools.graph.model, list(looked.names)))
     feeds: list[Feeds] = []
     exact: list[list[np.ndarray]] = []
     size = 0
@@ -107,8 +115,9 @@ def _reference(tools: Tools, sample: list[int]) -> Reference:
         size += sum(value.nbytes for value in values)
         if size > _BYTES:
             break
+    places = tuple(looked.names.index(name) for name in last)
     power = []
-    for end in range(len(names)):
+    for end in places:
         values = [each[end].astype(np.float64) for each in exact]
         channels = [tuple(axis for axis in range(value.ndim) if axis != 1) for value in values]
         spread = math.fsum(
@@ -116,16 +125,26 @@ def _reference(tools: Tools, sample: list[int]) -> Reference:
             for v, axes in zip(values, channels, strict=True)
         )
         power.append(max(spread, _TINY))
-    return Reference(tuple(feeds), tuple(names), tuple(exact), tuple(power))
+    return Reference(tuple(feeds), looked, places, tuple(exact), tuple(power))
 
 
-def _noises(tools: Tools, wanted: Reference, candidate: Candidate, sample: list[int]) -> np.ndarray:
-    """Of a candidate on the sampled images, kept in `tools.made`: a rung starts from what the last one measured."""
-    quantized = candidate.quantized(tools.scheme)
-    content = ir.serde.serialize_model(quantized).SerializeToString(deterministic=True)
-    key = f"noises {hashlib.sha256(content).hexdigest()} {sample}"
+def fidelity(tools: Tools, candidate: Candidate) -> float:
+    """SQNR of its outputs in dB, float-simulated, on calibration images that no rung fits anything on.
+
+    Median over the inferences, see `Looked`: a few that explode don't decide.
+    """
+    return float(np.median(_measured(tools, candidate, split(tools)[1])[:, 1]))
+
+
+def _measured(tools: Tools, candidate: Candidate, sample: list[int]) -> np.ndarray:
+    """(inferences, 2): noise, and SQNR in dB. Kept in `tools.made`: a rung starts from what the last one measured."""
+    wanted = reference(tools, sample)
+    proto = expose(candidate.quantized(tools.scheme), list(wanted.names))
+    key = f"noises {hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()} {sample}"
     if key not in tools.made:
-        tools.made[key] = wanted.simulated(quantized)
+        answers = run_each(open_session(proto, simulate=True), wanted.feeds)
+        pairs = zip(wanted.exact, track(answers, "outputs", len(wanted.feeds)), strict=True)
+        tools.made[key] = np.asarray([(wanted.noise(*pair), wanted.looked.decibel(*pair)) for pair in pairs])
     found = tools.made[key]
     assert isinstance(found, np.ndarray)
     return found
@@ -135,9 +154,7 @@ def better(
     tools: Tools, before: Candidate, after: list[Candidate], sample: list[int], doubts: float = 1.0
 ) -> tuple[int, list[float]]:
     """Which of `after` errs least and less than `before` (see `improves`), else -1; SQNR in dB, `before` first."""
-    wanted = reference(tools, sample)
-    candidates = track([before, *after], "compare", 1 + len(after))
-    noises = [_noises(tools, wanted, candidate, sample) for candidate in candidates]
+    noises = [_measured(tools, candidate, sample)[:, 0] for candidate in (before, *after)]
     qualities = [quality(each) for each in noises]
     best = int(np.argmax(qualities[1:]))
     return best if improves(noises[0], noises[1 + best], doubts) else -1, qualities

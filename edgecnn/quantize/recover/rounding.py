@@ -21,7 +21,11 @@ def row_errors(error: np.ndarray, hessian: np.ndarray) -> np.ndarray:
 
 def nearest(weight: np.ndarray, scales: np.ndarray, limit: int) -> np.ndarray:
     """Whole numbers (groups, rows, K); scales (groups, rows)."""
-    return np.asarray(np.clip(np.rint(weight / scales[..., None]), -limit, limit))
+    return _limited(np.rint(weight / scales[..., None]), limit)
+
+
+def _limited(steps: np.ndarray, limit: int) -> np.ndarray:
+    return np.minimum(np.maximum(steps, -limit), limit)  # of a column, where np.clip takes twice as long
 
 
 def compensated(weight: np.ndarray, scales: np.ndarray, limit: int, hessian: np.ndarray) -> np.ndarray:
@@ -49,7 +53,7 @@ def compensated(weight: np.ndarray, scales: np.ndarray, limit: int, hessian: np.
         left = wanted[:, start:stop] - root[:, :start, start:stop].transpose(0, 2, 1) @ errors[:, :start]
         for column in range(start, stop):
             near = left[:, column - start]
-            steps[:, column] = np.clip(np.rint(near / scales), -limit, limit)
+            steps[:, column] = _limited(np.rint(near / scales), limit)
             errors[:, column] = error = steps[:, column] * scales - wanted[:, column]
             left[:, column + 1 - start :] -= root[:, column, column + 1 : stop, None] * error[:, None]
     found = np.empty(weight.shape, np.float32)
@@ -63,18 +67,15 @@ def _descended(
     """Move single integers while the rows' errors fall."""
     steps = steps.copy()
     pull = (steps * scales[..., None] - weight) @ hessian
-    diagonal = np.diagonal(hessian, axis1=1, axis2=2)
+    unit = -1.0 / (np.diagonal(hessian, axis1=1, axis2=2)[:, None, :] * scales[..., None])
     for _ in range(_SWEEPS):
-        moved = False
-        for column in range(steps.shape[2]):
-            wish = np.rint(-pull[..., column] / (diagonal[:, None, column] * scales))
-            target = np.clip(steps[..., column] + wish, -limit, limit)
-            change = target - steps[..., column]
+        columns = np.flatnonzero((_limited(steps + np.rint(pull * unit), limit) != steps).any(axis=(0, 1)))
+        for column in columns:
+            before = steps[..., column]
+            change = _limited(before + np.rint(pull[..., column] * unit[..., column]), limit) - before
             where = np.nonzero(change)  # few rows move
-            if len(where[0]):
-                moved = True
-                steps[..., column] = target
-                pull[where] += (change * scales)[where][:, None] * hessian[where[0], column, :]
-        if not moved:
+            steps[..., column] += change
+            pull[where] += (change * scales)[where][:, None] * hessian[where[0], column]
+        if not len(columns):
             break
     return steps

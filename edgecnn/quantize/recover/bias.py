@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgecnn.device import Scheme
 from edgecnn.process import progress
 from edgecnn.process.progress import track
 from edgecnn.quantize.candidate import Candidate, Tools
@@ -36,6 +35,7 @@ from edgecnn.quantize.recover.spread import add_reduction
 from edgecnn.quantize.recover.weight_clip import joined
 from edgecnn.quantize.rewrite import BIAS, Overrides
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
+from edgecnn.recipe.device import Scheme
 
 NAME = "bias"
 _IMAGES = 64

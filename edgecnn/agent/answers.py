@@ -7,7 +7,6 @@ zeros in place of the others, which no metric looks at.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecnn.process.disk import replacing
 from edgecnn.process.errors import EdgeError
 
 MOST_ANCHORS = 1 << 22  # of an image: a detector at 2,048 px has 86,016
@@ -90,12 +90,8 @@ def write_answers(path: Path, answers: Answers) -> None:
     if answers.offsets is not None and answers.anchors is not None:
         arrays |= {"offsets": answers.offsets, "anchors": answers.anchors}
         arrays["anchor_count"] = np.asarray(answers.anchor_count, np.int64)
-    partial = path.with_name(f"{path.stem}.partial.npz")
-    with partial.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read_arrays(path: Path) -> dict[str, Any]:

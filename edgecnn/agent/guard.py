@@ -288,9 +288,9 @@ def _message(line: bytes) -> Json:
     return message if isinstance(message, dict) else {}
 
 
-def _tail(log: Path, lines: int = 12) -> str:
+def _tail(log: Path) -> str:
     try:
-        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
     except OSError:
         return "(it cannot be read)"
 

@@ -15,7 +15,6 @@ from edgecnn.agent.protocol import Json
 from edgecnn.agent.sensors import total_mw
 
 SETTLE_S = 0.3  # power monitors average over about so long: what came before is still in them
-PROMISED_HZ = 10.0
 
 
 class Monitor:

@@ -93,10 +93,10 @@ def boards_of(hosts: list[str], links: list[str]) -> Boards:
     return Boards(tuple(hosts), parse_limits(links))
 
 
-def timing_sets(power_mode: str | None, lock_clocks: bool, section: str = "bench.") -> list[str]:
+def timing_sets(power_mode: str | None, lock_clocks: bool) -> list[str]:
     """--power-mode and --lock-clocks as the recipe keys that they override."""
-    sets = [f"{section}power_mode={json.dumps(power_mode)}"] if power_mode is not None else []
-    return [*sets, f"{section}lock_clocks=true"] if lock_clocks else sets
+    sets = [f"bench.power_mode={json.dumps(power_mode)}"] if power_mode is not None else []
+    return [*sets, "bench.lock_clocks=true"] if lock_clocks else sets
 
 
 def print_result(as_json: bool, document: object, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from edgecnn.foreign.budget import promise_of, recover_of, share_out, verdict_of
 from edgecnn.foreign.input import contract_of, fixed, free_sides, image_shapes
 from edgecnn.measure.io_contract import IoContract, fed_inputs
 from edgecnn.needs import check_writable
+from edgecnn.process.disk import replacing
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import current
 from edgecnn.quantize import check_onnx, quantize_model
@@ -147,14 +147,11 @@ def result_text(document: dict[str, Any], where: str) -> str:
 
 def _deliver(source: Path, final: Path) -> Path:
     """Move a finished file into place in one step, also across file systems."""
-    partial = final.with_name(f".{final.name}.{os.getpid()}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, partial)
-        os.replace(partial, final)
+        with replacing(final) as partial:
+            shutil.copyfile(source, partial)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise EdgeError(f"cannot write `{final}`: {error.strerror}", "choose another folder with --out") from error
     return final
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-T = TypeVar("T")
 Floats = NDArray[np.float64]
 
 BLOCK = 16  # neighbouring timings share the machine's mood: resampled together
@@ -123,7 +121,7 @@ def mcnemar_mid_p(b: int, c: int) -> float:
     return min(1.0, 2 * math.fsum(terms[:-1]) + terms[-1])
 
 
-def images_needed(disc: float, budget: float, drop: float = 0.0, confidence: float = 0.95) -> int | None:
+def images_needed(disc: float, budget: float, drop: float = 0.0) -> int | None:
     """Images for an 80 % chance to decide, n = 6.2·disc/(budget - drop)²; None when the drop sits on the budget.
 
     Args:
@@ -135,7 +133,7 @@ def images_needed(disc: float, budget: float, drop: float = 0.0, confidence: flo
     needed = POWER_FACTOR * disc / distance**2
     if drop < budget and budget > 0.0:
         # Without any disagreement the bound is still z²/(n + z²): below this n no PASS is possible at all.
-        needed = max(needed, NormalDist().inv_cdf(confidence) ** 2 * (1 - budget) / budget)
+        needed = max(needed, NormalDist().inv_cdf(0.95) ** 2 * (1 - budget) / budget)
     return math.ceil(needed)
 
 
@@ -154,34 +152,6 @@ def wilson_interval(right: float, n: int, confidence: float = 0.95) -> tuple[flo
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
-def paired_bootstrap(
-    metric: Callable[[T, NDArray[np.int64]], float],
-    first: T,
-    second: T,
-    images: int,
-    *,
-    resamples: int = 1000,
-    confidence: float = 0.975,
-    seed: int = 0,
-) -> Bounds:
-    """Drop metric(first) - metric(second) with bounds, by resampling the images of both models together.
-
-    For metrics that are not a mean over images (mAP, mIoU): `metric(outcomes, weights)` evaluates one model's per-image
-    outcomes with image i counted weights[i] times (int64, (images,)); all ones is the plain metric. Percentile
-    bounds, each at `confidence` by itself; 97.5 % offsets the slight under-coverage of the percentile bootstrap.
-    """
-    if images < 1:
-        raise ValueError("paired_bootstrap needs at least one image")
-    random = np.random.default_rng(seed)
-    ones = np.ones(images, np.int64)
-    drops = np.empty(resamples)
-    for number in range(resamples):
-        weights = np.bincount(random.integers(0, images, images), minlength=images).astype(np.int64)
-        drops[number] = metric(first, weights) - metric(second, weights)
-    lower, upper = np.quantile(drops, [1 - confidence, confidence])
-    return Bounds(metric(first, ones) - metric(second, ones), float(lower), float(upper))
 
 
 # --- timings ---

@@ -137,8 +137,8 @@ def _ending(module: str, code: int) -> str:
     return f"`{module}` crashed with {signal.Signals(-code).name}"
 
 
-def _tail(log: Path, lines: int = 12) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
 
 
 # --- the child's side ---

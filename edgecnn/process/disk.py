@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgecnn.process.errors import EdgeError
@@ -95,16 +96,46 @@ def as_edge_error(error: OSError, doing: str) -> EdgeError:
     return EdgeError(f"{doing} failed: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place once it is whole and durable; one that fails is removed.
+
+    A reader sees the old content or the new one.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-    except UnicodeEncodeError:  # a file name that isn't UTF-8
-        temporary.write_text(json.dumps(content, indent=1, default=str))
-    fsync(temporary)
-    os.replace(temporary, path)
+        yield part
+        fsync(part)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)  # on a full disk it would hold the last free bytes
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that a person asked for, atomically; its folder is made.
+
+    Raises:
+        EdgeError: it can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            part.write_bytes(content)
+    except OSError as error:
+        why = error.strerror or error
+        raise EdgeError(f"cannot write `{path}`: {why}", "choose a folder that can be written") from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    with replacing(path) as part:
+        try:
+            part.write_text(text, encoding="utf-8")
+        except UnicodeEncodeError:  # a file name that isn't UTF-8
+            part.write_text(json.dumps(content, indent=1, default=str))
 
 
 def fsync(path: Path) -> None:

@@ -7,7 +7,6 @@ junit.xml     each check a test case      report.html  one self-contained page w
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError, computed_field, model_validator
 
+from edgecnn.process.disk import write_file
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.spec import Spec
 from edgecnn.report.detection import ChangedImage, PrecisionRecall
@@ -250,13 +250,12 @@ def parse_report(text: str | bytes, where: str) -> Report:
         raise EdgeError(f"`{where}` is not a valid report: {place}: {first['msg']}", "build the run again") from error
 
 
-def write_report(report: Report, folder: Path, *, evidence: Evidence | None = None, strict: bool = False) -> None:
+def write_report(report: Report, folder: Path, *, evidence: Evidence | None = None) -> None:
     """Write report.json, report.md, junit.xml and report.html into `folder`, each replaced atomically.
 
     Args:
         evidence: its per-image outcomes are written as outcomes.npz, which a baseline needs, and its scored images
             are what the page shows of those that changed.
-        strict: undecided checks are failures in junit.xml.
 
     Raises:
         EdgeError: the folder can't be written.
@@ -270,7 +269,7 @@ def write_report(report: Report, folder: Path, *, evidence: Evidence | None = No
     shown = pictures(evidence.data.path, report.changed) if evidence and report.changed else {}
     files = {
         "report.md": as_markdown(report).encode(),
-        "junit.xml": as_junit(report, strict=strict).encode(),
+        "junit.xml": as_junit(report).encode(),
         "report.html": as_html(report, shown).encode(),
     }
     if evidence is not None:
@@ -280,29 +279,7 @@ def write_report(report: Report, folder: Path, *, evidence: Evidence | None = No
         files["outcomes.npz"] = outcomes_bytes(outcomes)
     files["report.json"] = as_json(report).encode()  # last: whoever finds it finds the others
     for name, content in files.items():
-        write_atomically(folder / name, content)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file; a reader sees the old one or the new one.
-
-    Raises:
-        EdgeError: it can't be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
-        raise EdgeError(
-            f"cannot write `{path}`: {error.strerror or error}", "choose a folder that can be written"
-        ) from error
+        write_file(folder / name, content)
 
 
 def read_report(folder: Path) -> Report:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecnn.measure import feeding
-from edgecnn.measure.feeding import ImageBatches
+from edgecnn.measure.feeding import ImageBatches, answered_batches
 from edgecnn.measure.io_contract import IoContract, read_contract
 from edgecnn.process.child import run_child
 from edgecnn.process.errors import EdgeError
@@ -124,17 +122,10 @@ def score_runner(
     if count == 0 or count != len(labels):
         raise EdgeError(f"the scored split has {count} images and {len(labels)} labels", "prepare the data again")
     parts = []
-    for numbers, answers in answered_batches(runner, contract, images, spec.batch):
+    for numbers, answers in answered_batches(runner, contract.feed, images, spec.batch):
         logits = np.asarray(answers[contract.outputs[0].name], np.float32)
         parts.append(logits.reshape(len(logits), -1)[: len(numbers)])
     return judge(np.concatenate(parts), np.asarray(labels, np.int64), spec, len(contract.classes))
-
-
-def answered_batches(
-    runner: Runner, contract: IoContract, images: ImageBatches, batch: int
-) -> Iterator[tuple[range, Mapping[str, Any]]]:
-    """(numbers of the images, the model's answers) batch by batch; rows past them fill up a fixed batch."""
-    return feeding.answered_batches(runner, contract.feed, images, batch)
 
 
 def judge(logits: Logits, labels: Labels, spec: ScoreSpec, classes: int) -> Outcomes:

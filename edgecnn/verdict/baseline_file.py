@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from edgecnn.data.archives import DAMAGED
+from edgecnn.process.disk import write_file
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.spec import Spec
-from edgecnn.report import Report, parse_report, write_atomically
+from edgecnn.report import Report, parse_report
 from edgecnn.report.evidence import outcomes_bytes
 from edgecnn.verdict.baseline_boxes import fault, is_detector
 
@@ -93,7 +94,7 @@ def write_baseline(
             # Weights don't compress, and .npz is compressed already.
             entry.compress_type = zipfile.ZIP_DEFLATED if name.endswith(".json") else zipfile.ZIP_STORED
             archive.writestr(entry, content)
-    write_atomically(file, buffer.getvalue())
+    write_file(file, buffer.getvalue())
 
 
 def read_baseline(file: Path) -> Baseline:

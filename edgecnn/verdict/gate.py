@@ -9,9 +9,10 @@ import numpy as np
 from edgecnn import __version__
 from edgecnn.measure import stats
 from edgecnn.measure.latency_rule import MIN_PAIRS
+from edgecnn.process.disk import write_file
 from edgecnn.recipe.device import DeviceFacts, DeviceProfile
 from edgecnn.recipe.recipe import Budgets, Recipe
-from edgecnn.report import Check, Conditions, Report, State, as_json, now, write_atomically
+from edgecnn.report import Check, Conditions, Report, State, as_json, now
 from edgecnn.report.board_figures import board_notes, boards_text
 from edgecnn.report.box_figures import box_parts
 from edgecnn.report.evidence import (
@@ -69,7 +70,7 @@ def verdict(
     out: Path, recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, *evidence: Artifact
 ) -> None:  # fmt: skip
     """Stage: `judge` as report.json; `evidence` in the order of Evidence's fields."""
-    write_atomically(out / "report.json", as_json(judge(recipe, profile, facts, Evidence(*evidence))).encode())
+    write_file(out / "report.json", as_json(judge(recipe, profile, facts, Evidence(*evidence))).encode())
 
 
 def _engine(measured: Measured) -> Check:

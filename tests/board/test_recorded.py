@@ -13,13 +13,14 @@ from golden_graphs import colour_images, contract
 
 from edgecnn.agent.answers import candidates, dense, joined, write_answers
 from edgecnn.backends import Arrays, TensorInfo
+from edgecnn.measure.feeding import answered_batches
 from edgecnn.measure.io_contract import IoContract, OutputContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.targets.recorded import Recorded
 from edgecnn.tasks.detect.boxes import Boxes
 from edgecnn.tasks.detect.score_boxes import score_detector
-from edgecnn.tasks.score import answered_batches, score_runner
+from edgecnn.tasks.score import score_runner
 
 ANCHORS, CLASSES = 60, ("cat", "dog")
 
@@ -114,7 +115,7 @@ def test_of_a_detector_only_candidates_travel_and_nothing_changes(tmp_path: Path
     assert len(here.scores) > 5
     parts = [
         candidates(numbers, answers, "scores", spec.confidence)
-        for numbers, answers in answered_batches(Finder(), detector(), Rows(images), spec.batch)
+        for numbers, answers in answered_batches(Finder(), detector().feed, Rows(images), spec.batch)
     ]
     write_answers(tmp_path / "0.npz", joined(parts[:2]))
     write_answers(tmp_path / "16.npz", parts[2])

@@ -161,35 +161,6 @@ def test_p5_speedup_ignores_what_disturbs_most_runs():
     assert stats.p5_speedup(6 + disturbance[0], 3 + disturbance[1]) == pytest.approx(2.0, rel=0.05)
 
 
-def _mean(outcomes, weights):
-    return float(np.average(outcomes, weights=weights))
-
-
-def test_paired_bootstrap_agrees_with_tango_on_a_plain_mean():
-    first, second = np.ones(4000), np.ones(4000)
-    first[:100], second[100:240] = 0, 0
-    bounds = stats.paired_bootstrap(_mean, first, second, 4000)
-    assert bounds.value == pytest.approx(0.01)
-    assert (bounds.lower, bounds.upper) == pytest.approx(stats.tango_bounds(140, 100, 4000, 0.975), abs=0.001)
-
-
-def test_paired_bootstrap_takes_metrics_that_are_no_mean():
-    random = np.random.default_rng(7)
-    union = random.integers(50, 100, (300, 5)).astype(float)
-    parts = [
-        np.stack([share * union + random.normal(0, 3, union.shape), union]) for share in (0.8, 0.78)
-    ]  # intersection and union by class
-
-    def miou(outcomes, weights):
-        intersection, union = np.tensordot(outcomes, weights, ([1], [0]))
-        return float(np.mean(intersection / union))
-
-    bounds = stats.paired_bootstrap(miou, *parts, 300, resamples=200)
-    assert 0.0 < bounds.lower < bounds.value < bounds.upper < 0.04
-    assert bounds.lower < 0.02 < bounds.upper
-    assert stats.paired_bootstrap(miou, *parts, 300, resamples=200) == bounds
-
-
 def _counts(n, disc, drop, repeats):
     shares = ((disc + drop) / 2, (disc - drop) / 2)
     found = np.random.default_rng(8).multinomial(n, [*shares, 1 - sum(shares)], size=repeats)

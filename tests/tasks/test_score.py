@@ -16,7 +16,7 @@ from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.store.stage import Artifact
-from edgecnn.tasks.classify.metrics import METRICS, top1, top5
+from edgecnn.tasks.classify.metrics import top1, top5
 from edgecnn.tasks.score import judge, score_reference, score_runner
 
 
@@ -62,12 +62,6 @@ def test_top1_and_top5_by_hand() -> None:
 
 def test_a_logit_that_is_not_a_number_is_never_right() -> None:
     assert top5(np.array([[1, np.nan, 0]], np.float32), np.array([0])).tolist() == [0]
-
-
-def test_every_metric_says_unit_and_direction() -> None:
-    assert {name: (one.unit, one.higher_is_better) for name, one in METRICS.items()} == {
-        "top1": ("fraction of images", True), "top5": ("fraction of images", True),
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("fixed", "sizes"), [(None, [8, 8, 4]), (6, [6, 6, 6, 6])])

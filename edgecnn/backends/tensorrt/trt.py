@@ -7,7 +7,6 @@ optimization profile, batch 1 to `max_batch`, tuned for batch 1.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Literal, cast
 
 from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.backends.tensorrt.cuda_events import Stopwatch
+from edgecnn.process.disk import replacing
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import install_command, installed_version
 
@@ -270,9 +270,8 @@ def _keep_timings(config: Any, file: Path) -> None:
     cache = config.get_timing_cache()
     if cache is None:
         return
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(memoryview(cache.serialize()))
-    os.replace(partial, file)
+    with replacing(file) as part:
+        part.write_bytes(memoryview(cache.serialize()))
 
 
 def _logger(trt: Any) -> Any:

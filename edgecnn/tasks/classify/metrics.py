@@ -1,4 +1,4 @@
-"""Metrics: each a function to per-image outcomes, its unit, and which way is better. One function and one row each."""
+"""Metrics: each a function to per-image outcomes, and its unit. One function and one row each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ class Metric:
 
     outcomes: Callable[[Logits, Labels], Outcomes]
     unit: str
-    higher_is_better: bool
 
 
 def top1(logits: Logits, labels: Labels) -> Outcomes:
@@ -45,6 +44,6 @@ def _within(logits: Logits, labels: Labels, k: int) -> Outcomes:
 
 
 METRICS: dict[MetricName, Metric] = {
-    "top1": Metric(top1, "fraction of images", higher_is_better=True),
-    "top5": Metric(top5, "fraction of images", higher_is_better=True),
+    "top1": Metric(top1, "fraction of images"),
+    "top5": Metric(top5, "fraction of images"),
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecnn.data.letterbox import Letterbox
+from edgecnn.measure.feeding import answered_batches
 from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import install_command
@@ -21,7 +22,6 @@ from edgecnn.tasks.detect.average_precision import AVERAGED
 from edgecnn.tasks.detect.boxes import Boxes
 from edgecnn.tasks.detect.decode import decode
 from edgecnn.tasks.detect.detect import Detections, detect
-from edgecnn.tasks.score import answered_batches
 
 if TYPE_CHECKING:
     from edgecnn.backends import Runner
@@ -58,7 +58,7 @@ def score_detector(
     if count == 0 or count != len(truth):
         raise EdgeError(f"the scored split has {count} images and boxes of {len(truth)}", "prepare the data again")
     found = []
-    for numbers, answers in answered_batches(runner, contract, images, spec.batch):
+    for numbers, answers in answered_batches(runner, contract.feed, images, spec.batch):
         for row, number in enumerate(numbers):
             height, width = (int(side) for side in truth.sizes[number])
             box = Letterbox(height, width, contract.input.size)

@@ -11,10 +11,13 @@ from edgecnn.data import Index, read_index
 from edgecnn.families import load_family
 from edgecnn.families.trained import WEIGHTS, ModelCard, write_card, write_state
 from edgecnn.process.child import Json, serve
+from edgecnn.training.classify import Classify
+from edgecnn.training.distill.teacher import load_teacher
 from edgecnn.training.draws import seed_of
+from edgecnn.training.feed import Normalizer
 from edgecnn.training.job import TrainJob
 from edgecnn.training.loop import History, train_network
-from edgecnn.training.ranks import Ranks, joined
+from edgecnn.training.ranks import Ranks, joined, pick_device
 
 
 def work(job_json: Json) -> Json:
@@ -51,7 +54,10 @@ def _trained(job: TrainJob, net: nn.Module, index: Index, ranks: Ranks) -> Histo
 
             return train_detector(job, net, index, ranks)
         case _:
-            return train_network(job, net, index, ranks)
+            device = pick_device(job.train, ranks)
+            feed = Normalizer(job.model.normalization(index.channels), device, job.train.channels_last)
+            teacher = load_teacher(job.teacher, index.classes, device, job.train.channels_last) if job.teacher else None
+            return train_network(job, net, index, ranks, Classify(job.train, index.labels, feed, device, teacher))
 
 
 if __name__ == "__main__":

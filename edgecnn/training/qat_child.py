@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from edgecnn.data import Images, images, labels, read_index
+from edgecnn.data import Images, images, read_index
 from edgecnn.families.trained import WEIGHTS
 from edgecnn.families.weights import read_weights
 from edgecnn.measure.io_contract import IoContract, read_contract
@@ -19,7 +19,8 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import checkpoint
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.recipe.device import Scheme
-from edgecnn.training.distill import Teacher
+from edgecnn.training.classify import Classify
+from edgecnn.training.distill.teacher import Teacher
 from edgecnn.training.feed import Numbers
 from edgecnn.training.job import QatJob
 from edgecnn.training.loop import evaluate, train_network
@@ -58,14 +59,14 @@ def work(job_json: Json) -> Json:
             layout = torch.channels_last if job.train.channels_last else torch.contiguous_format
             reference = GraphNet(_graph(job.reference), output).eval().requires_grad_(False)
             teacher = Teacher(reference.to(device, memory_format=layout), job.model.image_size, feed)
-        select = Prepared(images(job.data, "select"), device)
-        truth = torch.from_numpy(labels(job.data, "select")).to(device)
-        before = evaluate(net.to(device), select, truth, feed)
+        objective = Classify(job.train, index.labels, feed, device, teacher)
+        select, numbers = Prepared(images(job.data, "select"), device), index.splits["select"]
+        before = evaluate(net.to(device), objective, select, numbers)
         net.refit()
-        history = train_network(job, net, index, ranks, teacher, feed)
+        history = train_network(job, net, index, ranks, objective)
         if ranks.first:
             net.load_state_dict(read_weights(job.out / WEIGHTS))
-            after = evaluate(net, select, truth, feed)
+            after = evaluate(net, objective, select, numbers)
             told = {"before": before, "after": after, "epochs": len(history)}
             checkpoint.write(job.out / RESULT, net.learned(), candidate.model, told)
             progress.current().note(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,14 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
+from edgecnn.families.small import create  # noqa: E402
 from edgecnn.process.errors import EdgeError  # noqa: E402
-from edgecnn.recipe.recipe import DistillSpec, TrainSpec  # noqa: E402
-from edgecnn.training.distill import distillation_loss, pearson_distance, softened_divergence  # noqa: E402
+from edgecnn.recipe.recipe import DistillSpec, ModelSpec, TrainSpec  # noqa: E402
+from edgecnn.training.classify import Classify  # noqa: E402
+from edgecnn.training.distill import METHODS, Answer, answer  # noqa: E402
+from edgecnn.training.distill.dist import pearson_distance  # noqa: E402
+from edgecnn.training.distill.logits import softened_divergence  # noqa: E402
+from edgecnn.training.distill.teacher import Teacher  # noqa: E402
 from edgecnn.training.feed import epoch_batches, in_order  # noqa: E402
 from edgecnn.training.schedule import Average, learning_rate, make_optimizer  # noqa: E402
 
@@ -35,6 +41,10 @@ def test_softened_divergence_keeps_the_gradient_size() -> None:
         softened_divergence(student, torch.tensor([[0.3, 0.0, -0.3]]), temperature).backward()
         sizes.append(float(student.grad.norm()))
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+def distillation_loss(spec: DistillSpec, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    return METHODS[spec.method](Answer(student, student), Answer(teacher, teacher), spec)
 
 
 def test_pearson_distance_by_hand() -> None:
@@ -67,6 +77,31 @@ def test_an_exact_student_has_no_loss() -> None:
     for method in ("logits", "dist"):
         spec = DistillSpec.model_validate({"method": method})
         assert float(distillation_loss(spec, logits, logits)) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_every_method_of_the_recipe_is_there() -> None:
+    methods = get_args(DistillSpec.model_fields["method"].annotation)
+    assert {*METHODS, "feature"} == set(methods)  # `feature` is of detectors: their own trainer has it
+
+
+def test_a_method_on_features_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nearer(student: Answer, teacher: Answer, spec: DistillSpec) -> torch.Tensor:
+        return (student.features.flatten(1).mean(1) - teacher.features.flatten(1).mean(1)).square().mean()
+
+    monkeypatch.setitem(METHODS, "dist", nearer)
+    student, wide = (create(ModelSpec(family="small", name="gap-s", image_size=8, width=width), 3, 1).eval()
+                     for width in (1.0, 2.0))  # fmt: skip
+    pixels = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    train = TrainSpec(distill=DistillSpec(method="dist", alpha=1.0))
+    taught = Classify(train, np.zeros(4, np.int64), torch.nn.Identity(), torch.device("cpu"),
+                      Teacher(wide, 8, torch.nn.Identity()))  # fmt: skip
+    assert answer(student, pixels).features.shape == (4, 64)  # what its linear layer is given, not the logits
+    loss = taught.loss(student, pixels, torch.zeros(4, dtype=torch.int64))
+    expected = nearer(answer(student, pixels), answer(wide, pixels), DistillSpec())
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()))
+    loss.backward()
+    assert float(student.features[0][0].weight.grad.abs().sum()) > 0
+    assert all(weight.grad is None for weight in wide.parameters())
 
 
 def test_learning_rate() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from command_line import edgecnn
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -40,18 +41,24 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "EDGECNN_CACHE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+        self.environment = {"EDGECNN_CACHE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return edgecnn(self.folder, *arguments, **{**self.environment, **environment})
+
+    def apart(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The same in a process of its own, with children of its own: what the system refuses, it refuses to them."""
         return subprocess.run(
             [sys.executable, "-m", "edgecnn", *arguments], cwd=self.folder, capture_output=True, text=True,
-            env={**self.environment, **environment}, timeout=120,
+            env={**os.environ, **self.environment, **environment}, timeout=120,
         )  # fmt: skip
 
-    def refused(self, *arguments: str, says: str, hint: str, makes: str = "", **environment: str) -> str:
+    def refused(
+        self, *arguments: str, says: str, hint: str, makes: str = "", apart: bool = False, **environment: str
+    ) -> str:
         """Run a command that must be refused; `makes`: the one stage that it may finish before. Answers its stderr."""
         files, stages = self.files(), self.stages()
-        done = self(*arguments, **environment)
+        done = (self.apart if apart else self)(*arguments, **environment)
         assert done.returncode == 2, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         assert done.stderr.count("error: ") == 1, done.stderr

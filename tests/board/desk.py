@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from command_line import edgecnn
 
 MEASURED = ("latency", "when")  # what differs between two builds of the same
 
@@ -25,13 +25,8 @@ class Desk:
             **os.environ, "EDGECNN_CACHE": str(self.store), "EDGECNN_SSH_CONFIG": str(config), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "edgecnn", *arguments]
-
     def __call__(self, *arguments: str, code: int | tuple[int, ...] = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
+        done = edgecnn(self.folder, *arguments, **self.environment)
         codes = (code,) if isinstance(code, int) else code
         assert done.returncode in codes, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

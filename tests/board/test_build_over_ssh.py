@@ -13,11 +13,16 @@ from sshd import Sshd, running
 
 pytestmark = pytest.mark.train
 
-SHORT = [
-    text
-    for key in ("compile_for=[]", "train.epochs=8", "teacher.train.epochs=4", "bench.max_seconds=4")
-    for text in ("--set", key)
-]  # the quickstart, trained less
+RECIPE = """\
+name: digits
+data: {format: digits, color: gray}
+model: {family: small, name: gap-s, image_size: 16, normalize: half}
+train: {epochs: 4, batch: 64, lr: 0.02, augment: shift}
+quantize: {images: 64}
+bench: {min_seconds: 0.3, max_seconds: 1.0}
+device: cpu-x86
+budgets: {max_accuracy_drop: 0.05}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +41,14 @@ def link(board: Sshd) -> Proxy:
 
 @pytest.fixture(scope="module")
 def desk(board: Sshd, link: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return Desk(tmp_path_factory.mktemp("desk"), board.config)
+    desk = Desk(tmp_path_factory.mktemp("desk"), board.config)
+    (desk.folder / "digits.yaml").write_text(RECIPE)
+    return desk
 
 
 @pytest.fixture(scope="module")
 def local(desk: Desk) -> Built:
-    return desk.build("quickstart", *SHORT, code=(0, 1, 3))
+    return desk.build("digits.yaml", code=(0, 1, 3))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,7 @@ def sent(link: Proxy) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def remote(desk: Desk, local: Built, link: Proxy, sent: dict[str, int]) -> Built:
     before = link.up
-    built = desk.build("quickstart", *SHORT, "--host", "board", code=(0, 1, 3))
+    built = desk.build("digits.yaml", "--host", "board", code=(0, 1, 3))
     sent["first"] = link.up - before
     return built
 
@@ -96,7 +103,7 @@ def test_the_second_run_makes_nothing_and_sends_next_to_nothing(
     desk: Desk, remote: Built, link: Proxy, sent: dict[str, int]
 ) -> None:  # fmt: skip
     before = link.up
-    again = desk.build("quickstart", *SHORT, "--host", "board", code=(0, 1, 3))
+    again = desk.build("digits.yaml", "--host", "board", code=(0, 1, 3))
     assert again.made == []
     assert again.run == remote.run
     assert link.up - before < 100_000
@@ -109,7 +116,7 @@ def test_what_the_board_has_is_not_sent_again(
     for stage in ("compile-float", "compile-int8", "score-float", "score-int8"):
         shutil.rmtree(remote.stage(stage))
     before = link.up
-    again = desk.build("quickstart", *SHORT, "--host", "board", "--remeasure", code=(0, 1, 3))
+    again = desk.build("digits.yaml", "--host", "board", "--remeasure", code=(0, 1, 3))
     assert {"compile-int8", "score-int8", "speed"} <= set(again.made)
     assert again.outcomes("score-int8") == remote.outcomes("score-int8")
     second = link.up - before
@@ -120,7 +127,7 @@ def test_what_the_board_has_is_not_sent_again(
 
 def test_the_environment_names_the_board_too(desk: Desk, remote: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(desk.environment, "EDGECNN_HOST_CPU_X86", "board")
-    again = desk.build("quickstart", *SHORT, code=(0, 1, 3))
+    again = desk.build("digits.yaml", code=(0, 1, 3))
     assert again.made == []
     assert list(again.json("score-int8", "score.json")["boards"]) == ["board"]
 
@@ -168,7 +175,7 @@ def test_boards_are_probed_and_cleaned(desk: Desk, remote: Built, board: Sshd, t
 def test_a_board_that_cannot_be_the_device_is_refused_before_any_stage(
     desk: Desk, arguments: list[str], words: str
 ) -> None:
-    done = desk("build", "quickstart", *arguments, code=2)
+    done = desk("build", "digits.yaml", *arguments, code=2)
     assert words in done.stderr
     assert "hint:" in done.stderr
     assert "running" not in done.stderr

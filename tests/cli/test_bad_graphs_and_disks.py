@@ -111,10 +111,10 @@ def test_full_disk_during_training(desk: Desk, tmp_path: Path) -> None:
     with disk(tmp_path / "small", "size=350k") as small:
         store = {"EDGECNN_CACHE": str(small / "store")}
         says, hint = "the disk is full while making `train`: ", f"free space on the disk of `{small / 'store'}`"
-        desk.refused("build", "small.yaml", "--until", "train", says=says, hint=hint, **store)
+        desk.refused("build", "small.yaml", "--until", "train", says=says, hint=hint, apart=True, **store)
         assert not list(small.rglob("*.part"))
         subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
-        done = desk("build", "small.yaml", "--until", "train", **store)
+        done = desk.apart("build", "small.yaml", "--until", "train", **store)
         assert done.returncode == 0, done.stderr
         assert "data: kept" in done.stderr
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import edgecnn as run_here
 
 pytestmark = pytest.mark.train
 
@@ -33,19 +35,20 @@ class Edgecnn:
         self.folder = folder
         self.recipe = folder / "small.yaml"
         self.recipe.write_text(RECIPE)
-        self.environment = {**os.environ, "EDGECNN_CACHE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+        self.environment = {"EDGECNN_CACHE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
 
     def __call__(self, *arguments: str, code: int | tuple[int, ...] = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(self.command(*arguments), **self.options(), capture_output=True, text=True)
+        done = run_here(self.folder, *arguments, **self.environment)
         codes = (code,) if isinstance(code, int) else code
         assert done.returncode in codes, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "edgecnn", *arguments]
-
-    def options(self) -> dict[str, Any]:
-        return {"cwd": self.folder, "env": self.environment}
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The same in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "edgecnn", *arguments], cwd=self.folder, env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def build(self, *arguments: str, code: int | tuple[int, ...] = 0) -> dict[str, Any]:
         done = self("build", "small.yaml", "--json", *arguments, code=code)
@@ -198,20 +201,16 @@ def test_compile_for_a_device_file_of_ones_own(built: Edgecnn) -> None:
     device.unlink()
 
 
-def test_two_builds_at_once_both_finish(tmp_path: Path) -> None:
+def test_two_builds_at_once_both_finish(built: Edgecnn, tmp_path: Path) -> None:
     edgecnn = Edgecnn(tmp_path)
-    both = [
-        subprocess.Popen(
-            edgecnn.command("build", "small.yaml", "--json"), **edgecnn.options(),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
+    shutil.copytree(built.folder / "store", tmp_path / "store")
+    both = [edgecnn.start("build", "small.yaml", "--json", "--set", "quantize.images=48") for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert any("waiting for it" in errors for _, errors in outputs)
     made = [json.loads(text)["made"] for text, _ in outputs]
     assert not set(made[0]) & set(made[1])
+    assert {"quantize", "speed", "verdict"} <= set(made[0] + made[1])
 
 
 def test_scored_labels_do_not_reach_the_model(tmp_path: Path) -> None:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import edgecnn as run_here
 from PIL import Image
 
 pytestmark = pytest.mark.train
 
 
+@pytest.fixture(autouse=True)
+def no_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGECNN_DATA", raising=False)
+
+
 def edgecnn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "EDGECNN_CACHE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
-    environment.pop("EDGECNN_DATA", None)
-    command = [sys.executable, "-m", "edgecnn", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return run_here(folder, *arguments, EDGECNN_CACHE=str(folder / "store"))
 
 
 def picture(rng: np.random.Generator, label: int, classes: int, side: int, channels: int) -> np.ndarray:

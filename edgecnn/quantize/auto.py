@@ -35,7 +35,7 @@ from edgecnn.recipe.device import Scheme
 PROBED = 32
 COMPARED = 48
 LEAST, MOST = 12, 256
-_FOREMOST = 2  # sets of ranges that are compared on all images
+_FOREMOST = 3  # sets of ranges that are compared on all images
 Range = tuple[float, float]
 _TINY = 1e-30
 _AXES_AS_INPUT = 18  # the opset since which the reductions take their axes as an input

@@ -170,7 +170,10 @@ def again(candidate: Candidate, model: ir.Model, tools: Tools, chosen: list[int]
     placement = candidate.placement
     calibration = calibrate(tools.feeder_of(model), [activation.tensor for activation in placement.counted], chosen)
     if chosen is None:
-        tools.made["bounds"] = model, {name: histogram.bound for name, histogram in calibration.histograms.items()}
+        tools.made[f"bounds {id(model)}"] = (
+            model,
+            {name: histogram.bound for name, histogram in calibration.histograms.items()},
+        )
     found: dict[int, tuple[Range, Method]] = {}
     for group, members in placement.groups().items():
         named = candidate.methods[members[0].tensor]
@@ -184,8 +187,8 @@ def again(candidate: Candidate, model: ir.Model, tools: Tools, chosen: list[int]
 
 def bounds_of(model: ir.Model, tensors: list[str], tools: Tools) -> dict[str, float]:
     """Largest magnitude by tensor over the calibration images."""
-    kept = tools.made.get("bounds")
-    if isinstance(kept, tuple) and kept[0] is model and set(tensors) <= set(kept[1]):
+    kept = tools.made.get(f"bounds {id(model)}")  # which holds the model: no other has its number
+    if isinstance(kept, tuple) and set(tensors) <= set(kept[1]):
         return {name: kept[1][name] for name in tensors}
     return {name: found.bound for name, found in calibrate(tools.feeder_of(model), tensors).histograms.items()}
 

@@ -30,14 +30,16 @@ def equalize(candidate: Candidate, tools: Tools) -> Candidate:
     fit, held = split(tools)
     found = candidate
     if models := _rescaled(candidate, tools):
-        quick = [again(candidate, model, tools, fit[: round(_QUICK * share(tools))]) for model in models]
-        which, qualities = better(tools, candidate, quick, held)
+        few = fit[: round(_QUICK * share(tools))]
+        all_at_once = tools.feeder.count <= 2 * len(few)
+        rescaled = [again(candidate, model, tools, None if all_at_once else few) for model in models]
+        which, qualities = better(tools, candidate, rescaled, held)
+        if which >= 0 and qualities[which + 1] >= qualities[0] + _WORTH and not all_at_once:
+            rescaled = [again(candidate, models[which], tools)]
+            which, qualities = better(tools, candidate, rescaled, held)
         if which >= 0 and qualities[which + 1] >= qualities[0] + _WORTH:
-            whole = again(candidate, models[which], tools)
-            which, qualities = better(tools, candidate, [whole], held)
-            if which == 0:
-                found = whole
-                progress.current().note(f"equalize: channels rescaled, {qualities[1] - qualities[0]:+.2f} dB")
+            found = rescaled[which]
+            progress.current().note(f"equalize: channels rescaled, {qualities[which + 1] - qualities[0]:+.2f} dB")
     searched = with_searched_weights(found, tools, fit[: round(share(tools) * len(fit))])
     which, qualities = better(tools, found, [searched], held, doubts=0.0)
     progress.current().note(f"equalize: searched weights, {qualities[1] - qualities[0]:+.2f} dB")

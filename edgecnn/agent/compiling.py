@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from edgecnn.agent import files
+from edgecnn.agent.describe import first_gpu
 from edgecnn.agent.power import read_mode
-from edgecnn.agent.programs import sys_root
 from edgecnn.agent.protocol import Cache, Json, Refusal
 from edgecnn.backends import gpu, load_backend
 from edgecnn.backends.cpu import cores
@@ -24,7 +24,7 @@ def compile_graph(cache: Cache, folder: Path, job: Json) -> Json:
     """Make the engine of a graph, or load the graph once where the backend runs it itself.
 
     Args:
-        job: `backend`; `graph`, its digest; `name`, what errors call it; `threads`, where given;
+        job: `backend`; `graph`, its digest; `name`, what errors call it;
             `compute_capability`, for TensorRT for RTX, which alone builds for a GPU that it is told.
 
     Returns:
@@ -38,7 +38,7 @@ def compile_graph(cache: Cache, folder: Path, job: Json) -> Json:
     start = time.monotonic()
     if name not in trt.TITLES:
         backend = load_backend(name)
-        backend.load(graph, threads=int(job.get("threads", cores())))
+        backend.load(graph, threads=cores())
         return {
             "engine": None, "size": graph.stat().st_size, "seconds": time.monotonic() - start, "cached": False,
             "version": backend.version(),
@@ -66,8 +66,7 @@ def _target(job: Json) -> str | None:
 
 def _deciding(version: str, job: Json) -> Json:
     """All that an engine depends on; the weights are in the graph, whose hash is here."""
-    gpus, mode = gpu.list_gpus() or gpu.read_board(sys_root() / "proc/device-tree"), read_mode()
-    one = gpus[0] if gpus else gpu.Gpu("", "")
+    one, mode = first_gpu() or gpu.Gpu("", ""), read_mode()
     return {
         "graph": job["graph"], "version": version, "gpu": one.name,
         "compute_capability": _target(job) or one.compute_capability,

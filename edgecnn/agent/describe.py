@@ -8,13 +8,13 @@ import platform
 import re
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from edgecnn import __version__
 from edgecnn.agent import sensors
 from edgecnn.agent.keeper import mode_to_come
-from edgecnn.agent.power import read_mode, read_modes
-from edgecnn.agent.programs import boot_id, sys_root
+from edgecnn.agent.power import boot_id, read_mode, read_modes, sys_root
 from edgecnn.agent.protocol import PROTOCOL, Cache, Json
 from edgecnn.backends import cpu, gpu, openvino, ort
 from edgecnn.backends.tensorrt import trt
@@ -36,7 +36,7 @@ def describe(cache: Cache) -> Json:
     """
     import numpy
 
-    root = sys_root()
+    root, one = sys_root(), first_gpu()
     processor = cpu.read_cpu()
     mode = mode_to_come(cache) or read_mode()
     l4t = read_l4t(root)
@@ -45,11 +45,11 @@ def describe(cache: Cache) -> Json:
     return {
         "agent": __version__, "protocol": PROTOCOL, "python": platform.python_version(), "numpy": numpy.__version__,
         "machine": cpu.ARCHITECTURES.get(platform.machine(), platform.machine()), "hostname": platform.node(),
-        "board": _text(root / "proc/device-tree/model"), "l4t": l4t, "jetpack": read_jetpack(root, l4t),
+        "board": sensors.text(root / "proc/device-tree/model"), "l4t": l4t, "jetpack": read_jetpack(root, l4t),
         "cpu": processor.name, "vnni": processor.vnni, "cores": cpu.cores(), "memory_mb": memory,
         "free_memory_mb": free, "disk_free_mb": disk.free // 10**6, "boot_id": boot_id(), "clock": time.time(),
-        "backends": _backends(), "gpu": _gpu(root), "power_mode": mode.name if mode else "",
-        "power_modes": [one.name for one in read_modes()], "clocks_locked": sensors.clocks_locked(root),
+        "backends": _backends(), "gpu": asdict(one) if one else None, "power_mode": mode.name if mode else "",
+        "power_modes": [known.name for known in read_modes()], "clocks_locked": sensors.clocks_locked(root),
         "governor": read_clocks(root / "sys/devices/system/cpu").governor,
         "temperature_c": sensors.temperatures(root), "power_rails": sensors.rail_names(root),
         "gpu_users": sensors.gpu_users(),
@@ -59,7 +59,7 @@ def describe(cache: Cache) -> Json:
 
 def read_l4t(root: Path) -> str:
     """`36.4.3` of /etc/nv_tegra_release; '' on other machines."""
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release"))
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", sensors.text(root / "etc/nv_tegra_release"))
     return f"{found[1]}.{found[2]}".removesuffix(".0") if found else ""
 
 
@@ -86,27 +86,15 @@ def _backends() -> dict[str, str]:
     return found
 
 
-def _gpu(root: Path) -> Json | None:
-    gpus = gpu.list_gpus() or gpu.read_board(root / "proc/device-tree")
-    if not gpus:
-        return None
-    one = gpus[0]
-    return {
-        "name": one.name, "compute_capability": one.compute_capability, "driver": one.driver, "memory_mb": one.memory_mb
-    }  # fmt: skip
+def first_gpu() -> gpu.Gpu | None:
+    """This board's GPU."""
+    return next(iter(gpu.list_gpus() or gpu.read_board(sys_root() / "proc/device-tree")), None)
 
 
 def _memory_mb() -> tuple[int, int]:
     """(all, available) memory."""
     fields = {}
-    for line in _text(Path("/proc/meminfo")).splitlines():
+    for line in sensors.text(Path("/proc/meminfo")).splitlines():
         key, _, value = line.partition(":")
         fields[key] = int(value.split()[0]) * 1024 // 10**6 if value.split() else 0
     return fields.get("MemTotal", 0), fields.get("MemAvailable", 0)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip("\0\n ")
-    except OSError:
-        return ""

@@ -25,14 +25,10 @@ def enter(arguments: list[str]) -> int:
             from edgecnn.agent.worker import work
 
             return work(cache, job, int(parent))
-        case ["--keeper", job]:
+        case ["--keeper", job, *mending]:
             from edgecnn.agent.keeper import keep
 
-            return keep(cache, job)
-        case ["--keeper", job, "mend"]:
-            from edgecnn.agent.keeper import keep
-
-            return keep(cache, job, mending=True)
+            return keep(cache, job, mending=bool(mending))
         case ["--sampler", file]:
             from edgecnn.agent.sampler import sample
 

@@ -8,7 +8,6 @@ worker, and the keeper restores what was set.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +32,6 @@ from edgecnn.agent.protocol import (
     read_job,
     sets_power,
 )
-from edgecnn.process.disk import FULL
-from edgecnn.process.errors import EdgeError
 
 TERM_S = 2.0  # between SIGTERM and SIGKILL
 RESTORE_S = 60.0  # nvpmodel and jetson_clocks take seconds; after this the keeper is left to itself
@@ -50,13 +46,8 @@ def guard(cache: Cache, pyz: Path, name: str) -> int:
         answer = _Guard(cache, pyz, name, life, out).run()
     except HostGone as gone:
         answer = {"error": gone.why, "hint": "the job was ended; run it again", "kind": gone.kind}
-    except EdgeError as error:
-        answer = answer_of(error)
-    except OSError as error:
-        answer = answer_of(_system(error, cache.root))
     except Exception as error:  # noqa: BLE001  # the border of a process: the host waits for one last line
-        trace = "".join(traceback.format_exception(error)[-3:])
-        answer = answer_of(Refusal("failed", f"the agent failed: {type(error).__name__}: {error}", trace))
+        answer = answer_of(error, cache.root)
     out.put(json.dumps(answer).encode() + b"\n")
     out.end()
     _get_out(life, out)
@@ -70,21 +61,6 @@ def _get_out(life: Life, out: Out) -> None:
             life.wait(0.2)
     except HostGone:
         out.ended(1.0)
-
-
-def _system(error: OSError, root: Path) -> Refusal:
-    if error.errno in FULL:
-        return Refusal(
-            "disk-full", f"the board's disk is full: {error.filename or root}", "run `edgecnn devices clean`"
-        )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return Refusal(
-            "read-only", f"the agent cannot write to `{error.filename or root}` on the board: {error.strerror}",
-            "make the home folder of this user writable",
-        )  # fmt: skip
-    if error.errno == errno.ENOMEM:
-        return Refusal("memory", "the board is out of memory", "close other programs there, or add swap")
-    return Refusal("failed", f"the agent failed: {error}")
 
 
 class _Guard:
@@ -187,7 +163,7 @@ class _Guard:
 
 def _failed(answer: Json, role: _Role) -> Json:
     """The error of a process that ended without what was asked of it: its own words, or how it died."""
-    return answer if "error" in answer else answer_of(role.death())
+    return answer if "error" in answer else answer_of(role.death(), role.log.parent)
 
 
 class _Role:

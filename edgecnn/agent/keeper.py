@@ -13,81 +13,78 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from edgecnn.agent import gpu_clocks
-from edgecnn.agent.power import PowerMode, find_mode, read_mode
-from edgecnn.agent.programs import boot_id
+from edgecnn.agent.power import (
+    DESKTOP,
+    JETSON,
+    PowerMode,
+    boot_id,
+    find_mode,
+    lock_clocks,
+    read_mode,
+    restore_clocks,
+    set_mode,
+    store_clocks,
+)
 from edgecnn.agent.protocol import Cache, Json, Refusal, answer_of, read_job
-from edgecnn.agent.root import set_mode
 from edgecnn.process import progress
 from edgecnn.process.child import Lines
 from edgecnn.process.disk import fsync, write_json
-from edgecnn.process.errors import EdgeError
 
 STDIN = 0
 
 
-@dataclass(frozen=True)
-class Before:
-    """What is to be restored: None where nothing was changed. `clocks`: the program that restores them."""
+def read_note(note: Path) -> tuple[PowerMode | None, str | None] | None:
+    """What is to be restored: the power mode and the program that restores the clocks, each None where unchanged.
 
-    mode: PowerMode | None
-    clocks: str | None
-    boot: str
-
-    def write(self, note: Path) -> None:
-        """Write the note, durable before anything is changed."""
-        mode = {"name": self.mode.name, "number": self.mode.number} if self.mode else None
-        write_json(note, {"mode": mode, "clocks": self.clocks, "boot": self.boot})
-        fsync(note.parent)
-
-    @staticmethod
-    def read(note: Path) -> Before:
-        """From a note."""
+    After a restart of the board its clocks are its own again. None for a note whose writing was cut off: nothing was
+    changed yet.
+    """
+    try:
         content = json.loads(note.read_text())
         mode = PowerMode(**content["mode"]) if content["mode"] else None
-        clocks = content["clocks"] if content["clocks"] in (gpu_clocks.JETSON, gpu_clocks.DESKTOP) else None
-        return Before(mode, clocks, str(content["boot"]))
+        clocks = content["clocks"] if content["boot"] == boot_id() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return mode, clocks if clocks in (JETSON, DESKTOP) else None
 
-    def restore(self, note: Path) -> None:
-        """Bring the board back, and remove the note. After a restart of the board its clocks are its own again.
 
-        Raises:
-            Refusal: something couldn't be set back; the note stays.
-        """
+def restore(note: Path) -> bool:
+    """Bring the board back, and remove the note; whether it was a whole one.
+
+    Raises:
+        Refusal: something couldn't be set back; the note stays.
+    """
+    before = read_note(note)
+    if before is not None:
+        mode, clocks = before
         try:
             now = read_mode()
-            if self.mode is not None and (now is None or now.name != self.mode.name):
-                set_mode(self.mode)
+            if mode is not None and (now is None or now.name != mode.name):
+                set_mode(mode)
         finally:  # one that can't be set back is no reason to leave the other
-            if self.clocks is not None and self.boot == boot_id():
-                gpu_clocks.restore(self.clocks)
-        note.unlink(missing_ok=True)
+            if clocks is not None:
+                restore_clocks(clocks)
+    note.unlink(missing_ok=True)
+    return before is not None
 
 
 def mend(cache: Cache) -> None:
     """Restore by the notes of jobs whose keeper was killed. Call it with the board's lock held."""
+    mode = mode_to_come(cache)
     for note in sorted(cache.restore.glob("*.json")):
-        try:
-            before = Before.read(note)
-        except (OSError, ValueError, KeyError, TypeError):
-            note.unlink(missing_ok=True)  # its writing was cut off, so nothing was changed yet
-            continue
-        before.restore(note)
-        mode = f": power mode {before.mode.name}" if before.mode else ""
-        progress.current().note(f"an earlier job was killed; what it had set on the board is restored now{mode}")
+        if restore(note):
+            what = f": power mode {mode.name}" if mode else ""
+            progress.current().note(f"an earlier job was killed; what it had set on the board is restored now{what}")
 
 
 def mode_to_come(cache: Cache) -> PowerMode | None:
     """The mode that the board will be brought back to, while a job has it in another one."""
-    for note in sorted(cache.restore.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if (mode := Before.read(note).mode) is not None:
-                return mode
-    return None
+    notes = (read_note(note) for note in sorted(cache.restore.glob("*.json")))
+    return next((one[0] for one in notes if one is not None and one[0] is not None), None)
 
 
 def keep(cache: Cache, name: str, *, mending: bool = False) -> int:
@@ -114,13 +111,12 @@ def keep(cache: Cache, name: str, *, mending: bool = False) -> int:
                     _wait()
             finally:
                 if note.exists():
-                    Before.read(note).restore(note)
+                    restore(note)
         answer = {"result": {}}
     except Exception as error:  # noqa: BLE001  # the border of a process
         with contextlib.suppress(OSError):
             traceback.print_exc()
-        failed = error if isinstance(error, EdgeError) else Refusal("failed", f"{type(error).__name__}: {error}")
-        answer = answer_of(failed)
+        answer = answer_of(error, cache.root)
     _say(lines, **answer)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -158,12 +154,13 @@ def _set(job: Json, note: Path) -> Json:
     if mode is not None and before is not None and before.number is None:
         before = find_mode(before.name)
     changed = mode if before is None or mode is None or mode.name != before.name else None
-    clocks = gpu_clocks.store() if job.get("lock_clocks") else None  # changes nothing yet
-    Before(before if changed else None, clocks, boot_id()).write(note)
+    clocks = store_clocks() if job.get("lock_clocks") else None  # changes nothing yet
+    write_json(note, {"mode": asdict(before) if before and changed else None, "clocks": clocks, "boot": boot_id()})
+    fsync(note.parent)  # durable before anything is changed
     if changed is not None:
         set_mode(changed)
     if clocks is not None:
-        gpu_clocks.lock(clocks)
+        lock_clocks(clocks)
     now = read_mode()
     return {
         "was": before.name if before else "", "set": now.name if now else "", "clocks_locked": clocks is not None

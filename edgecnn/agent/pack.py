@@ -18,10 +18,8 @@ MODULES = (
     "measure.latency_rule", "measure.stats", "backends.__init__", "backends.cpu", "backends.gpu", "backends.openvino",
     "backends.ort", "backends.timing_input", "backends.tensorrt.__init__", "backends.tensorrt.cuda_events",
     "backends.tensorrt.trt", "agent.__init__", "agent.answers", "agent.compiling", "agent.describe", "agent.entry",
-    "agent.files", "agent.gpu_clocks", "agent.guard", "agent.keeper",
-    "agent.life", "agent.lock", "agent.monitor", "agent.nvml", "agent.power", "agent.programs",
-    "agent.protocol", "agent.root", "agent.sampler", "agent.scoring", "agent.sensors", "agent.tegrastats",
-    "agent.timing", "agent.worker",
+    "agent.files", "agent.guard", "agent.keeper", "agent.life", "agent.lock", "agent.monitor", "agent.power",
+    "agent.protocol", "agent.sampler", "agent.scoring", "agent.sensors", "agent.timing", "agent.worker",
 )  # fmt: skip
 # Polygraphy's CUDA wrapper (Apache-2.0) and what it imports; pure Python, for TensorRT alone.
 POLYGRAPHY = ("common", "cuda", "datatype", "exception", "func", "json", "logger", "mod", "util")

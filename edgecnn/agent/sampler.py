@@ -16,10 +16,8 @@ import time
 from pathlib import Path
 
 from edgecnn.agent import sensors
-from edgecnn.agent.nvml import Nvml
-from edgecnn.agent.programs import find, sys_root
+from edgecnn.agent.power import find, sys_root
 from edgecnn.agent.protocol import Json
-from edgecnn.agent.tegrastats import parse_line
 
 INTERVAL_S = 0.08  # 12.5 a second: 10 are promised
 STDIN = 0
@@ -110,7 +108,7 @@ class _Tegrastats:
         assert self.process.stdout is not None
         content = self.process.stdout.read() or b""
         *lines, self.rest = (self.rest + content).split(b"\n")
-        return parse_line(lines[-1].decode(errors="replace")) if lines else {}
+        return sensors.parse_tegrastats(lines[-1].decode(errors="replace")) if lines else {}
 
     def close(self) -> None:
         """End it."""
@@ -124,9 +122,9 @@ def _tegrastats() -> _Tegrastats | None:
     return _Tegrastats(program) if program else None
 
 
-def _driver() -> Nvml | None:
+def _driver() -> sensors.Nvml | None:
     try:
-        return Nvml()
+        return sensors.Nvml()
     except (OSError, AttributeError):
         return None
 

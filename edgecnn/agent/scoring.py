@@ -24,7 +24,6 @@ from edgecnn.backends import load_backend
 from edgecnn.backends.cpu import cores
 from edgecnn.measure.feeding import Feeding, answer, batch_size, batches
 from edgecnn.process import progress
-from edgecnn.process.child import Lines
 from edgecnn.process.disk import write_json
 
 FILE_BYTES = 8_000_000  # of answers in one file: what a cut link costs at most,
@@ -79,8 +78,7 @@ def score(cache: Cache, folder: Path, job: Json) -> Json:
     Args:
         folder: the job's; `out/` takes the answers (`agent.answers`), each file under the number of its first image.
         job: `backend`; `model` and `shards`, digests; `io`, the model's contract; `first`, the number of the first
-            image; `rows`, [start, stop] where not all of the shards are wanted; `batch`; `keep`; `done`, a list of
-            [start, stop] that the host has already.
+            image; `rows`, [start, stop] where not all of the shards are wanted; `batch`; `keep`.
 
     Returns:
         `files`, a list of {name, sha256, size, rows: [start, stop]} in order; `how`; `seconds`; `images`, how many
@@ -94,7 +92,7 @@ def score(cache: Cache, folder: Path, job: Json) -> Json:
     runner = backend.load(model, threads=cores())
     out = _Out(folder / "out", _key(job, runner.how))
     size, _ = batch_size(runner, int(job["batch"]))
-    done = [range(*one) for one in (*job.get("done", ()), *out.ranges())]
+    done = [range(*one) for one in out.ranges()]
     wanted = [
         numbers for numbers in batches(stop - first, size, first)
         if not any(numbers.start in one and numbers.stop - 1 in one for one in done)
@@ -174,7 +172,7 @@ class _Out:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was taken, and tell the host that the file is there."""
+        """Write what was taken."""
         if not self.parts:
             return
         rows = [self.numbers[0].start, self.numbers[-1].stop]
@@ -184,9 +182,6 @@ class _Out:
         self.parts, self.numbers, self.bytes = [], [], 0
         self.files.append(entry)
         write_json(self.index, {"key": self.key, "files": self.files})
-        shown = progress.current()
-        if isinstance(shown, Lines):
-            shown.send(file=entry)
 
     def listed(self) -> list[Json]:
         """The files, by their first image."""

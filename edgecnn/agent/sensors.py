@@ -1,5 +1,6 @@
-"""Clocks, temperatures, power rails and throttling of a board, out of the kernel's files, without root.
+"""Clocks, temperatures, power rails and throttling of a board, without root.
 
+A Jetson tells them in the kernel's files, and the rest by NVIDIA's tegrastats; a desktop GPU by its driver's library.
 Rails are INA3221 or INA238 monitors under hwmon; the total is VDD_IN (Orin Nano, NX) or VIN (Thor), on an AGX Orin the
 sum of its rails. What can't be read is left out: missing is not 0.
 """
@@ -7,11 +8,13 @@ sum of its rails. What can't be read is left out: missing is not 0.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgecnn.agent.protocol import Json
 from edgecnn.measure.clocks import read_clocks
 
 GPU_DEVFREQ = re.compile(r"gpu|ga10b|gv11b|gp10b|gb10b", re.IGNORECASE)
@@ -19,6 +22,17 @@ MONITORS = ("ina3221", "ina3221x", "ina238")
 TOTALS = ("VDD_IN", "VIN")
 EMC_CLOCKS = ("sys/kernel/debug/bpmp/debug/clk/emc/rate", "sys/kernel/debug/clk/emc/clk_rate")
 GPU_NODES = re.compile(r"/dev/(nvhost-(ctrl-)?gpu|nvgpu/|nvidia\d)")
+LIBRARY = "libnvidia-ml.so.1"
+GRAPHICS, MEMORY = 0, 2  # nvmlClockType_t
+# nvmlClocksEventReasons that slow a GPU down against its clocks' setting; a power cap by software is how it works.
+SLOWDOWNS = {0x8: "hardware slowdown", 0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown",
+             0x80: "power brake slowdown"}  # fmt: skip
+TEGRA_GPU = re.compile(r"\bGR3D_FREQ\s+(?:\d+%)?@\[?(\d+)")
+TEGRA_EMC = re.compile(r"\bEMC_FREQ\s+(?:\d+%)?@(\d+)")
+TEGRA_CPUS = re.compile(r"\bCPU\s+\[([^\]]*)\]")
+TEGRA_CPU = re.compile(r"%@(\d+)")
+TEGRA_ZONE = re.compile(r"\b([A-Za-z][\w-]*)@(-?\d+(?:\.\d+)?)C")
+TEGRA_RAIL = re.compile(r"\b((?:VDD|VIN|POM|VDDQ|CV|SYS)[A-Z0-9_]*)\s+(\d+)(?:mW)?/\d+(?:mW)?")
 
 
 @dataclass(frozen=True)
@@ -137,3 +151,64 @@ def text(path: Path) -> str:
         return path.read_text(errors="replace").strip("\0\n ")
     except OSError:
         return ""
+
+
+class Nvml:
+    """The first GPU of the driver.
+
+    Raises:
+        OSError: there is no driver, or it has no GPU.
+    """
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL(LIBRARY)
+        if self.library.nvmlInit_v2() != 0:
+            raise OSError("the NVIDIA driver does not answer")
+        self.gpu = ctypes.c_void_p()
+        if self.library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self.gpu)) != 0:
+            raise OSError("the NVIDIA driver has no GPU")
+
+    def read(self) -> Json:
+        """One sample; what this GPU doesn't tell is left out."""
+        found: Json = {}
+        for key, kind in (("gpu_mhz", GRAPHICS), ("emc_mhz", MEMORY)):
+            if (value := self._ask("nvmlDeviceGetClockInfo", kind)) is not None:
+                found[key] = float(value)
+        if (value := self._ask("nvmlDeviceGetTemperature", 0)) is not None:
+            found["temperature_c"] = {"gpu": float(value)}
+        if (value := self._ask("nvmlDeviceGetPowerUsage")) is not None:
+            found["mw"] = {"GPU": float(value)}
+        reasons = self._reasons()
+        found["throttle"] = [name for bit, name in SLOWDOWNS.items() if reasons & bit]
+        return found
+
+    def _ask(self, function: str, *arguments: int) -> int | None:
+        value = ctypes.c_uint()
+        status = getattr(self.library, function)(self.gpu, *arguments, ctypes.byref(value))
+        return value.value if status == 0 else None
+
+    def _reasons(self) -> int:
+        value = ctypes.c_ulonglong()
+        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+            function = getattr(self.library, name, None)  # the first since driver 535
+            if function is not None and function(self.gpu, ctypes.byref(value)) == 0:
+                return value.value
+        return 0
+
+
+def parse_tegrastats(line: str) -> Json:
+    """Clocks in MHz, temperatures in °C and rails in mW of one line of tegrastats, of every L4T release known here.
+
+    A rail's first number is the present power; an idle GPU's clock may stand without its load, or not at all.
+    """
+    found: Json = {}
+    for key, pattern in (("gpu_mhz", TEGRA_GPU), ("emc_mhz", TEGRA_EMC)):
+        if match := pattern.search(line):
+            found[key] = float(match[1])
+    if (cpus := TEGRA_CPUS.search(line)) and (clocks := [float(one) for one in TEGRA_CPU.findall(cpus[1])]):
+        found["cpu_mhz"] = max(clocks)
+    if zones := {name.lower(): float(value) for name, value in TEGRA_ZONE.findall(line) if float(value) > -200}:
+        found["temperature_c"] = zones
+    if rails := {name: float(value) for name, value in TEGRA_RAIL.findall(line)}:
+        found["mw"] = rails
+    return found

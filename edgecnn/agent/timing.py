@@ -18,8 +18,7 @@ import numpy as np
 
 from edgecnn.agent import files, sensors
 from edgecnn.agent.monitor import Monitor, busy, conditions, sampler_command
-from edgecnn.agent.power import read_mode
-from edgecnn.agent.programs import sys_root
+from edgecnn.agent.power import read_mode, sys_root
 from edgecnn.agent.protocol import Cache, Json, Refusal
 from edgecnn.backends import Runner, load_backend
 from edgecnn.backends.timing_input import feeds, undecided_by

@@ -15,14 +15,8 @@ from edgecnn.agent import files
 from edgecnn.agent.protocol import HOLDING, Cache, Json, Refusal, answer_of, read_job, sets_power
 from edgecnn.process import progress
 from edgecnn.process.child import Lines, end_with_parent
-from edgecnn.process.disk import is_full
-from edgecnn.process.errors import EdgeError
 
 PR_SET_PDEATHSIG = 1
-NUMPY = "install it there: sudo apt install python3-numpy (or pip install --user numpy)"
-CUDA = "see `nvidia-smi` there; on a Jetson: sudo apt install nvidia-jetpack. 35 means a driver too old for CUDA"
-# How engines say it; CUDA's error 2 is cudaErrorMemoryAllocation.
-NO_MEMORY = ("out of memory", "Out of memory", "OutOfMemory", "std::bad_alloc", "CUDA Error: 2.")
 OOM_SCORE = "500"  # the kernel, short of memory, takes this process before the guard and sshd
 
 
@@ -42,7 +36,7 @@ def work(cache: Cache, name: str, parent: int) -> int:
     except BaseException as error:  # noqa: BLE001  # the border of a process: everything becomes one line and a log
         with contextlib.suppress(OSError):  # the log is on that disk
             traceback.print_exc()
-        answer = answer_of(_told(error, folder))
+        answer = answer_of(error, folder)
     lines.send(**_named(answer, folder))
     with contextlib.suppress(OSError):
         sys.stderr.flush()
@@ -81,25 +75,6 @@ def _mend(cache: Cache) -> None:
         from edgecnn.agent.keeper import mend
 
         mend(cache)
-
-
-def _told(error: BaseException, folder: Path) -> EdgeError:
-    """What any exception of a job means to the host."""
-    text = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-    if is_full(error, folder):
-        return Refusal("disk-full", f"the board's disk is full: {text}", "run `edgecnn devices clean`")
-    if isinstance(error, EdgeError):
-        return error
-    if isinstance(error, MemoryError) or any(word in str(error) for word in NO_MEMORY):
-        return Refusal(
-            "memory", f"the board is out of memory: {text}", "lower the batch, or close other programs there"
-        )  # fmt: skip
-    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "numpy":
-        return Refusal("missing", f"numpy is missing on the board: {error}", NUMPY)
-    if "libcudart" in str(error) or "CUDA Error:" in str(error):
-        return Refusal("missing", f"CUDA does not work on the board: {text.partition('. To figure')[0]}", CUDA)
-    trace = "".join(traceback.format_exception(error)[-3:])
-    return Refusal("failed", f"the job on the board failed: {text}", f"where:\n{trace.strip()}")
 
 
 def _named(answer: Json, folder: Path) -> Json:

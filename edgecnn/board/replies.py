@@ -72,7 +72,6 @@ class Line(_Reply):
     text: Name = ""
     note: Text | None = None
     alive: Count | None = None
-    file: dict[str, Any] | None = None  # one is written; what counts is the list in `result`
     result: dict[str, Any] | None = None
     error: Text | None = None
     hint: Text = ""

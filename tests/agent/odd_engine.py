@@ -29,6 +29,8 @@ class OnnxRuntime:
                 os.kill(os.getpid(), signal.SIGKILL)
             case ["memory"]:
                 raise MemoryError
+            case ["raises"]:
+                raise LookupError("nobody foresaw this")
             case ["exits"]:
                 os._exit(3)
             case ["sleeps"]:

@@ -241,6 +241,13 @@ def test_the_disk_is_full(small_disk: Path, tmp_path: Path, free: int) -> None:
     assert not list(again.folder.glob("out/*partial*"))
 
 
+def test_a_fault_of_the_agents_own(home: AgentHome) -> None:
+    answer = start(home, "raises").wait()
+    assert (answer["kind"], answer["error"]) == ("fault", "the agent failed: LookupError: nobody foresaw this")
+    assert answer["hint"].startswith("Traceback")
+    assert "compile_graph" in answer["hint"]
+
+
 def test_a_home_that_cannot_be_written(home: AgentHome) -> None:
     """Root may write anywhere, so a file stands where the folder must be."""
     shutil.rmtree(home.cache.timing)

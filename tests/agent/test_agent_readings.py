@@ -9,7 +9,7 @@ from orin import TEGRASTATS
 
 from edgecnn.agent.monitor import conditions
 from edgecnn.agent.power import parse_current, parse_modes
-from edgecnn.agent.tegrastats import parse_line
+from edgecnn.agent.sensors import parse_tegrastats as parse_line
 from edgecnn.agent.timing import Plan, invalid
 from edgecnn.recipe.recipe import BenchSpec
 

@@ -18,9 +18,7 @@ from orin import MODES, UNLOCKED, Orin
 
 from edgecnn.agent import sampler, timing
 from edgecnn.agent.monitor import Monitor
-from edgecnn.agent.power import read_modes
-from edgecnn.agent.programs import find
-from edgecnn.agent.root import jetson_commands
+from edgecnn.agent.power import find, jetson_commands, read_modes
 from edgecnn.backends import TensorInfo
 from edgecnn.measure.io_contract import read_contract
 from edgecnn.recipe.recipe import BenchSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from programs import program, why_missing
 
-from edgecnn.agent import root
+from edgecnn.agent import power as root
 from edgecnn.agent.power import PowerMode
 from edgecnn.agent.protocol import Refusal
 

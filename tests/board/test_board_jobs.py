@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import QUICK, Connect
+from desk import Desk
 from models import SLOW_ENGINES, Job, answers, compile_job, score_job, time_job
 from programs import program
 from sshd import Sshd
@@ -347,6 +349,17 @@ def test_no_memory_for_the_job(connect: Connect, server: Sshd, tmp_path: Path) -
         connect().run(job, inputs)
     assert caught.value.kind in ("memory", "killed", "crashed", "failed")
     assert "memory" in str(caught.value).lower() or "alloc" in str(caught.value).lower()
+
+
+def test_a_fault_of_the_agents_own_is_an_internal_error(server: Sshd, tmp_path: Path) -> None:
+    """Never bad input: exit code 70, and the file that holds the traceback there is named."""
+    sitecustomize(server, "import platform\nplatform.node = lambda: [][1]\n")
+    done = Desk(tmp_path / "desk", server.config)("devices", "probe", "board", "--json", code=70)
+    answer = json.loads(done.stdout)
+    assert "`board`: the agent failed: IndexError: list index out of range" in answer["error"]
+    trace = Path(answer["traceback"]).read_text()
+    assert "agent/describe.py" in trace
+    assert "answer.py" in trace
 
 
 @pytest.mark.parametrize("year", [1970, 2070])

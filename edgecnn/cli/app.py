@@ -22,6 +22,7 @@ from edgecnn.cli.options import (
     LockClocks,
     PowerMode,
     Quiet,
+    Ranges,
     Sets,
     Strict,
     boards_of,
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Turn a CNN, a dataset and the name of a device into an INT8 model proved on that device.",
     epilog="Exit codes: 0 pass, 1 a budget failed or a regression, 2 bad input, 3 incomplete or not enough evidence,"
-    " 70 a fault of edgecnn itself, 130 Ctrl-C.",
+    " 70 an internal error, 130 Ctrl-C.",
 )  # fmt: skip
 app.add_typer(devices, name="devices")
 
@@ -52,7 +53,8 @@ RecipeName = Annotated[
     ),
 ]
 DeviceName = Annotated[
-    str | None, typer.Option("--device", help="Replace the recipe's device.", autocompletion=complete_device)
+    str | None,
+    typer.Option("--device", help="Use this device instead of the recipe's.", autocompletion=complete_device),
 ]
 
 
@@ -75,9 +77,9 @@ def _options(
 def build(
     recipe: RecipeName, device: DeviceName = None, host: Hosts = [], link: Links = [], set_: Sets = [],  # noqa: B006  # typer reads it
     until: Annotated[str | None, typer.Option(help="Stop once this stage is finished.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs, instead of runs/RECIPE/DEVICE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the runs, instead of runs/RECIPE/DEVICE.")] = None,
     power_mode: PowerMode = None, lock_clocks: LockClocks = False,
-    remeasure: Annotated[bool, typer.Option("--remeasure", help="Time again, even if a kept timing fits.")] = False,
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="Time again even if a stored timing matches.")] = False,
     trust_weights: Annotated[
         bool, typer.Option("--trust-weights", help="Load .pt files that hold more than tensors. They can run code.")
     ] = False,
@@ -119,7 +121,7 @@ def plan(
     recipe: RecipeName, device: DeviceName = None, host: Hosts = [], link: Links = [], set_: Sets = [],  # noqa: B006
     power_mode: PowerMode = None, lock_clocks: LockClocks = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Say what a build would run, what it would keep, why, and what is missing. Exit 3 when a build would stop."""
+    """Show what a build would run or keep, why, and what is missing. Exits 3 if a build would stop."""
     from edgecnn.api import plan_recipe
 
     decisions, missing = plan_recipe(
@@ -152,7 +154,7 @@ def show(recipe: RecipeName, device: DeviceName = None, set_: Sets = [], as_json
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of a recipe, so that editors complete it."""
+    """Print the JSON Schema of recipes, for completion in editors."""
     from edgecnn.recipe.load import schema as recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))
@@ -179,7 +181,9 @@ def check(
     baseline: Annotated[Path, typer.Option(help="The NAME.baseline.zip to compare with, or to write with --update.")],
     update: Annotated[bool, typer.Option("--update", help="Write the baseline from this run.")] = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="With --update: leave the ONNX files out.")] = False,
-    max_regression: Annotated[float, typer.Option(callback=finite, help="Tolerated accuracy drop.")] = 0.0025,
+    max_regression: Annotated[
+        float, typer.Option(callback=finite, help="Accuracy drop to tolerate: 0.01 is one point.")
+    ] = 0.0025,
     host: Hosts = [], link: Links = [], power_mode: PowerMode = None, lock_clocks: LockClocks = False,  # noqa: B006
     strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -217,7 +221,7 @@ def report(
     junit: Annotated[bool, typer.Option("--junit", help="Print JUnit XML.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a build or `quantize` left, again or in another form."""
+    """Show the result of a build or of `quantize` again, or in another form."""
     from edgecnn.api import read_form, read_quantized, resolve_run
     from edgecnn.report import read_report
     from edgecnn.report.table import print_report
@@ -238,7 +242,7 @@ def report(
 
 @app.command()
 def quantize(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A float ONNX file.")],
     data: Annotated[
         Path,
         typer.Option(
@@ -247,8 +251,8 @@ def quantize(
     ],
     device: DeviceGiven,
     images: Images = None,
-    ranges: Annotated[str, typer.Option(help="auto, minmax, percentile, entropy or mse.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("quantized"),
+    ranges: Ranges = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("quantized"),
     input_: InputText = "",
     keep_float: Annotated[list[str], typer.Option(help="A node that stays float, by name. Repeatable.")] = [],  # noqa: B006
     max_accuracy_drop: Annotated[
@@ -262,9 +266,11 @@ def quantize(
         str, typer.Option(metavar="auto|off|RUNG", help="The last recovery rung; off stops at calibrated ranges.")
     ] = "auto",
     effort: Annotated[EffortName, typer.Option(help="How long the rungs that need no labels may take.")] = "balanced",
-    select_images: Annotated[int | None, typer.Option(min=1, help="The most images that judge the budget.")] = None,
+    select_images: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of images that judge the budget.")
+    ] = None,
     decode: Annotated[
-        str, typer.Option(help="A detector's output: yolox, yolox-pixels or yolov8. Left out: found by its shape.")
+        str, typer.Option(help="Layout of a detector's output: yolox, yolox-pixels or yolov8. Default: found by shape.")
     ] = "",
     strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -288,7 +294,7 @@ app.command()(bench)
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what is installed, which devices it can serve, and what command installs the rest."""
+    """Show what is installed, which devices that serves, and the command that installs the rest."""
     from edgecnn.api import doctor_findings
 
     document, text = doctor_findings()
@@ -297,11 +303,15 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def clean(
-    max_gb: Annotated[float, typer.Option(min=0.0, callback=finite, help="GB to keep, of what was used last.")] = 20.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Drop nothing; show what would go, and how much.")] = False,
+    max_gb: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="GB to keep, most recently used first.")
+    ] = 20.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing; show what would go, and how much.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bound the store: drop the stages used longest ago. What a running build uses stays."""
+    """Limit the store's size: remove the stages used longest ago. What a running build uses stays."""
     from edgecnn.process.disk import cache_root
     from edgecnn.store.clean import clean as clean_store
     from edgecnn.store.clean import gigabytes

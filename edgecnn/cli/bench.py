@@ -25,7 +25,7 @@ from edgecnn.cli.options import (
 
 
 def bench(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_OR_ENGINE")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL_OR_ENGINE", help="An ONNX file or a compiled engine.")],
     baseline: Annotated[
         Path | None, typer.Option(help="Another model or engine, timed alternately with the first.")
     ] = None,

@@ -48,7 +48,7 @@ def devices_show(name: DeviceFile, as_json: AsJson = False) -> None:
 @devices.command("probe")
 def devices_probe(
     host: Annotated[str, typer.Argument(metavar="USER@HOST", help="A board, or an alias of ~/.ssh/config.")],
-    write: Annotated[Path | None, typer.Option(help="Write a device file made of what the board answers.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write a device file from what the board reports.")] = None,
     link: Links = [],  # noqa: B006  # typer reads it
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +63,9 @@ def devices_probe(
 @devices.command("clean")
 def devices_clean(
     host: Hosts = [],  # noqa: B006
-    max_gb: Annotated[float, typer.Option(min=0.0, callback=finite, help="GB to keep, of what was used last.")] = 0.0,
+    max_gb: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="GB to keep, most recently used first.")
+    ] = 0.0,
     link: Links = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +73,7 @@ def devices_clean(
     from edgecnn.targets.probe import clean
 
     if not host:
-        raise EdgeError("`devices clean` needs --host USER@BOARD", "`edgecnn clean` bounds the store of this machine")
+        raise EdgeError("`devices clean` needs --host USER@BOARD", "`edgecnn clean` limits the store on this machine")
     with shown(as_json):
         document, text = clean(boards_of(host, link), max_gb)
     print_result(as_json, document, text)

@@ -18,16 +18,22 @@ from edgecnn.process.errors import printable
 if TYPE_CHECKING:
     from edgecnn.targets.hosts import Boards
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for programs.")]
 InputText = Annotated[
-    str, typer.Option("--input", help="A foreign model's preprocessing, as mean=0.5,std=0.5,layout=nchw,size=224.")
+    str,
+    typer.Option(
+        "--input", help="Preprocessing of a third-party model, such as mean=0.5,std=0.5,layout=nchw,size=224."
+    ),
 ]
 Images = Annotated[
     int | None,
-    typer.Option(min=1, help="Number of calibration images. Left out: up to 256 of those there are."),
+    typer.Option(min=1, help="Number of calibration images. Default: all there are, up to 256."),
+]
+Ranges = Annotated[
+    str, typer.Option(help="Calibration of activation ranges: auto, minmax, percentile, entropy or mse.")
 ]
 Sets = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.epochs=3. Repeatable.")
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as train.epochs=3. Repeatable.")
 ]
 DeviceGiven = Annotated[
     str,
@@ -37,7 +43,7 @@ DeviceGiven = Annotated[
     ),
 ]  # fmt: skip
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress on stderr.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Not enough evidence counts as failure (exit 1).")]
+Strict = Annotated[bool, typer.Option("--strict", help="Treat an undecided verdict as a failure: exit 1, not 3.")]
 Hosts = Annotated[
     list[str],
     typer.Option(
@@ -46,14 +52,21 @@ Hosts = Annotated[
 ]
 Links = Annotated[
     list[str],
-    typer.Option("--link", metavar="NAME=SECONDS", help="A time limit of the link, as connect_s=10. Repeatable."),
+    typer.Option(
+        "--link", metavar="NAME=SECONDS", help="A time limit of the SSH link, such as connect_s=10. Repeatable."
+    ),
 ]
 PowerMode = Annotated[
     str | None,
-    typer.Option("--power-mode", help="Power mode of the board while it is timed, by nvpmodel's name; restored."),
+    typer.Option(
+        "--power-mode", help="Power mode to set while the board is timed, by nvpmodel's name; restored afterwards."
+    ),
 ]
 LockClocks = Annotated[
-    bool, typer.Option("--lock-clocks", help="Lock the board's clocks (jetson_clocks) while it is timed; restored.")
+    bool,
+    typer.Option(
+        "--lock-clocks", help="Lock the board's clocks (jetson_clocks) while it is timed; restored afterwards."
+    ),
 ]
 
 

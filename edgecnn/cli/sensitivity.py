@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgecnn.cli.options import AsJson, DeviceGiven, Images, InputText, Quiet, print_result, shown
+from edgecnn.cli.options import AsJson, DeviceGiven, Images, InputText, Quiet, Ranges, print_result, shown
 
 
 def sensitivity(
@@ -15,14 +15,14 @@ def sensitivity(
     data: Annotated[Path, typer.Option(help="Calibration images: image folder, label table, or .npz with `images`.")],
     device: DeviceGiven,
     images: Images = None,
-    ranges: Annotated[str, typer.Option(help="auto, minmax, percentile, entropy or mse.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("sensitivity"),
+    ranges: Ranges = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("sensitivity"),
     input_: InputText = "",
     keep_float: Annotated[list[str], typer.Option(help="A node that stays float, by name. Repeatable.")] = [],  # noqa: B006
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Say which layers cost a model its accuracy in INT8, by weights or by activation: table, JSON and plot."""
+    """Show which layers cost a model its accuracy in INT8, by weights or by activation: table, JSON and plot."""
     from edgecnn.foreign.sensitivity import measure_file
 
     with shown(as_json, quiet):

@@ -96,7 +96,7 @@ class QuantizeSpec(Spec):
     precision: Literal["int8"] = "int8"
     """Number type of quantized layers."""
     images: PositiveInt = 256
-    """Calibration images, the first of those that `data.calibrate` keeps; not given, fewer will do if that is all."""
+    """Calibration images, the first of those that `data.calibrate` keeps; left out, fewer will do."""
     ranges: RangeMethod = "auto"
     """How activation ranges are calibrated; `auto` takes the best of the others, tensor by tensor."""
     keep_float: tuple[str, ...] = ()
@@ -105,9 +105,9 @@ class QuantizeSpec(Spec):
     """Recovery: `auto`, `off` (calibrated ranges alone), or `{stop_at: RUNG}`. Rungs beyond those of `effort` are
     climbed only while the accuracy budget is missed."""
     effort: EffortName = "balanced"
-    """Rungs that need no labels and are always climbed: `fast` equalize, `balanced` bias too, `thorough` all."""
+    """Which rungs that need no labels are always climbed: `fast` equalize, `balanced` bias too, `thorough` all."""
     select_images: PositiveInt = 5000
-    """At most so many images of the select split judge a rung."""
+    """Maximum number of select images that judge a rung."""
     qat: QatSpec = QatSpec()
     """Quantization-aware training, the last rung."""
 
@@ -156,9 +156,9 @@ class ScoreSpec(Spec):
     confidence: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001
     """Boxes at or below this score are dropped before suppression; detectors only."""
     iou: Fraction = 0.7
-    """Of two boxes of a class that overlap more than this, the one of lower score is dropped; detectors only."""
+    """Of two boxes of a class that overlap more than this, the one with the lower score is dropped; detectors only."""
     max_detections: PositiveInt = 300
-    """Most boxes kept on an image; detectors only."""
+    """Maximum number of boxes kept on an image; detectors only."""
 
 
 class SuppressSpec(Spec):
@@ -181,15 +181,15 @@ class BenchSpec(Spec):
     batch: PositiveInt = 1
     """Images per timed call."""
     threads: Threads = 1
-    """Intra-op threads of a CPU engine."""
+    """Threads that a CPU engine uses within one operator."""
     warmup_ms: PositiveInt = 200
     """Milliseconds that each engine runs before it is timed."""
     min_pairs: PositiveInt = 200
-    """Fewest pairs of runs (float, INT8) that are timed."""
+    """Minimum number of pairs of runs (float, INT8) to time."""
     min_seconds: PositiveFloat = 3.0
-    """Shortest timing in seconds."""
+    """Minimum duration of the timing, in seconds."""
     max_seconds: PositiveFloat = 30.0
-    """Longest timing in seconds, while a budget is undecided."""
+    """Maximum duration of the timing, in seconds, while a budget is undecided."""
     profile: Literal["quick", "mlperf"] | None = None
     """Raises the three numbers above: `quick` 1,024 pairs and 10 s, `mlperf` 1,024 pairs and 600 s."""
     power_mode: str | None = None
@@ -211,15 +211,15 @@ class Budgets(Spec):
 
     section: ClassVar[str] = "budgets"
     max_accuracy_drop: Annotated[float, Field(ge=0.0, lt=0.5)] | None = None
-    """Largest accuracy drop of INT8 against float, as a fraction of 1: 0.010 is one point."""
+    """Maximum accuracy drop of INT8 against float, as a fraction of 1: 0.010 is one point."""
     min_accuracy: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Smallest accuracy of float and of INT8 on the scored images, as a fraction of 1: 0.90 is 90 %."""
+    """Minimum accuracy of float and of INT8 on the scored images, as a fraction of 1: 0.90 is 90 %."""
     max_p99_ms: PositiveFloat | None = None
-    """Largest 99th percentile of INT8 latency, in milliseconds."""
+    """Maximum 99th percentile of INT8 latency, in milliseconds."""
     min_speedup: PositiveFloat | None = None
-    """Smallest speed-up of INT8 against the device's best float engine."""
+    """Minimum speed-up of INT8 over the device's best float engine."""
     max_size_mb: PositiveFloat | None = None
-    """Largest INT8 ONNX file, in MB of 10^6 bytes."""
+    """Maximum size of the INT8 ONNX file, in MB of 10^6 bytes."""
 
 
 class Promise(Spec):

@@ -23,11 +23,11 @@ class DataSpec(Spec):
 
     section: ClassVar[str] = "data"
     format: DataFormat
-    """What the images and labels are stored as."""
+    """How the images and labels are stored."""
     root: Path | None = None
     """Folder or file of the data; relative to the recipe, else to EDGECNN_DATA."""
     train: str | None = None
-    """Folder, file or list of the training images under `root`; left out, all there is one pool that is split."""
+    """Folder, file or list of the training images under `root`; left out, everything is one pool, which is split."""
     select: str | None = None
     """Images that choose epochs and recovery rungs; left out, `select_fraction` of the training images, stratified."""
     scored: str | None = None
@@ -37,12 +37,12 @@ class DataSpec(Spec):
     select_fraction: Fraction = 0.1
     """Part of the training images held out for selection where `select` is not declared."""
     calibrate: PositiveInt = 512
-    """Training images kept for calibration, in a seeded order: so many at most."""
+    """Maximum number of training images kept for calibration, in a seeded order."""
     color: Literal["rgb", "gray"] = "rgb"
-    """Channels that every image is read with: 3 or 1."""
+    """Channels that every image is read with: rgb is 3, gray is 1."""
     fit: Literal["crop", "stretch", "letterbox"] = "crop"
     """How an image gets the model's size: `crop` scales the short side and cuts the centre, `stretch` scales both,
-    `letterbox` scales the long side and pads. Default crop, of boxes letterbox."""
+    `letterbox` scales the long side and pads. Default: crop; for boxes, letterbox."""
     skip_corrupt: bool = False
     """Leave out images that can't be read, and report them, instead of stopping."""
     seed: int = 0
@@ -211,11 +211,11 @@ class TrainSpec(Spec):
     accumulate: PositiveInt = 1
     """Batches per optimizer step; a detector's default, with its own `lr`, makes 64 images a step."""
     clip_norm: PositiveFloat | None = None
-    """Largest norm of the gradients; left out: not clipped."""
+    """Maximum norm of the gradients; left out: not clipped."""
     augment: Literal["none", "shift", "flip", "standard", "strong"] = "standard"
     """Augmentation of the training images."""
     early_stop: PositiveInt | None = None
-    """Stop after so many epochs without a better metric on the select images; left out: never."""
+    """Stop after this many epochs without a better metric on the select images; left out: never."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that load images; 0 loads in the training process."""
     seed: int = 0
@@ -223,7 +223,7 @@ class TrainSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU if there is one."""
     threads: Threads | None = None
-    """CPU threads; left out: all cores. Another count gives other last bits."""
+    """CPU threads; left out: all cores. Another number changes the last bits of the weights."""
     distill: DistillSpec | None = None
     """Learn from the `teacher` section's network; left out: from the labels alone."""
 

@@ -193,10 +193,19 @@ def bounds_of(model: ir.Model, tensors: list[str], tools: Tools) -> dict[str, fl
     return {name: found.bound for name, found in calibrate(tools.feeder_of(model), tensors).histograms.items()}
 
 
+def shift_bounds(model: ir.Model, moved: ir.Model, shifts: dict[str, float], tools: Tools) -> None:
+    """What `bounds_of` knows of a graph holds for another, whose tensors (none below 0) stand lower by a shift."""
+    kept = tools.made.get("bounds")
+    if isinstance(kept, tuple) and kept[0] is model:
+        lowered = {name: max(shift, kept[1][name] - shift) for name, shift in shifts.items() if name in kept[1]}
+        tools.made["bounds"] = moved, {**kept[1], **lowered}
+
+
 def first(model: ir.Model, placement: Placement, tools: Tools) -> tuple[Candidate, Calibration]:
     """Calibrate a float graph and choose its ranges: where a climb begins, and again after the graph was changed."""
     feeder = tools.feeder_of(model)
     calibration = calibrate(feeder, [activation.tensor for activation in placement.counted])
+    tools.made["bounds"] = model, {name: histogram.bound for name, histogram in calibration.histograms.items()}
     if tools.ranges == "auto":
         chosen = automatic(feeder, placement, calibration, tools.scheme)
     else:

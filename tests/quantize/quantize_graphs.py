@@ -15,6 +15,7 @@ from edgecnn.recipe.device import Scheme
 TENSORRT = Scheme(activations="int8-symmetric", islands="float16", placement="tensorrt")
 CPU = Scheme(activations="uint8-asymmetric", bias="int32", placement="onnxruntime")
 CPU_7BIT = CPU.model_copy(update={"weights": "int8-per-channel-7bit"})
+OPENVINO = Scheme(activations="uint8-asymmetric", placement="openvino")
 ARM = Scheme(activations="int8-asymmetric", bias="int32", placement="onnxruntime")
 
 

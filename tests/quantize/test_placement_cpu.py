@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantize_graphs import ARM, CPU, TENSORRT, Net, contract, pictures, residual_net
+from quantize_graphs import ARM, CPU, OPENVINO, TENSORRT, Net, contract, pictures, residual_net
 
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools, first
@@ -21,7 +21,6 @@ from edgecnn.recipe.device import DeviceFacts, Scheme, resolve
 X86_VNNI = CPU.model_copy(update={"costs": "x86-vnni"})
 X86 = CPU.model_copy(update={"costs": "x86", "weights": "int8-per-channel-7bit"})
 ARM64 = ARM.model_copy(update={"costs": "arm64"})
-OPENVINO = Scheme(activations="uint8-asymmetric", placement="openvino")
 
 
 def read(path: Path, size: int) -> Graph:

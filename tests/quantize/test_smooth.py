@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from quantize_graphs import CPU, TENSORRT, Net, contract, pictures, residual_net
+from quantize_graphs import CPU, OPENVINO, TENSORRT, Net, contract, pictures, residual_net
 
 from edgecnn.backends.tensorrt.rules import check
 from edgecnn.quantize.calibrate import Feeder
@@ -18,6 +18,7 @@ from edgecnn.quantize.recover.quality import better
 from edgecnn.quantize.recover.smooth import smoothed
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.sessions import observe, open_session
+from edgecnn.recipe.device import Scheme
 
 
 def silu(net: Net, x: str, name: str) -> str:
@@ -38,11 +39,11 @@ def uneven(path: Path) -> Path:
     return net.save(path, net.head(net.conv(x, 16, 16, kernel=1, name="point"), 16))
 
 
-def tools_of(path: Path, folder: Path, *, cpu: bool = False) -> tuple[Tools, Placement]:
+def tools_of(path: Path, folder: Path, scheme: Scheme = TENSORRT) -> tuple[Tools, Placement]:
     model = canonical(path)
     feeder = Feeder(model, contract(), pictures(32), 32)
     shapes, _ = observe(model, list(feeder.feeds([0])))
-    graph, scheme = Graph(model, shapes), CPU if cpu else TENSORRT
+    graph = Graph(model, shapes)
     return Tools(scheme, graph, feeder, "mse", folder), place(graph, scheme)
 
 
@@ -70,14 +71,16 @@ def test_the_same_function_with_less_noise(tmp_path: Path) -> None:
     assert qualities[1] > qualities[0] + 6  # dB; half the noise amplitude
 
 
-def test_equalize_takes_it_for_tensorrt_only(tmp_path: Path) -> None:
+def test_equalize_takes_it_but_not_for_onnxruntime(tmp_path: Path) -> None:
     path = uneven(tmp_path / "m.onnx")
     tools, placement = tools_of(path, tmp_path)
     found = equalize(first(tools.graph.model, placement, tools)[0], tools)
     assert "second.smooth" in muls(found.model)
     (tmp_path / "int8.onnx").write_bytes(serialized(found.quantized(TENSORRT)))
     assert check(tmp_path / "int8.onnx") == []
-    tools, placement = tools_of(path, tmp_path, cpu=True)
+    tools, placement = tools_of(path, tmp_path, OPENVINO)
+    assert "second.smooth" in muls(equalize(first(tools.graph.model, placement, tools)[0], tools).model)
+    tools, placement = tools_of(path, tmp_path, CPU)
     assert not muls(equalize(first(tools.graph.model, placement, tools)[0], tools).model)
 
 

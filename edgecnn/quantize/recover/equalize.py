@@ -1,7 +1,7 @@
 """Rung `equalize`: the same function with quieter channels made louder, and integers that fit the layer's input.
 
-First cross-layer equalization, kept where it measures better; then the search of every weight's clipping and rounding
-by the error at its layer's output. Neither needs a label or a gradient of the network.
+First cross-layer equalization, kept where it measures better; then what a Clip makes is centred, and every weight's
+clipping and rounding searched by the error at its layer's output. None needs a label or a gradient of the network.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from edgecnn.process import progress
 from edgecnn.quantize.candidate import Candidate, Tools, again
+from edgecnn.quantize.recover.centre import centred
 from edgecnn.quantize.recover.effort import share, some
 from edgecnn.quantize.recover.links import equalized
 from edgecnn.quantize.recover.quality import better, split
@@ -40,7 +41,7 @@ def equalize(candidate: Candidate, tools: Tools) -> Candidate:
         if which >= 0 and qualities[which + 1] >= qualities[0] + _WORTH:
             found = rescaled[which]
             progress.current().note(f"equalize: channels rescaled, {qualities[which + 1] - qualities[0]:+.2f} dB")
-    searched = with_searched_weights(found, tools, fit[: round(share(tools) * len(fit))])
+    searched = with_searched_weights(centred(found, tools), tools, fit[: round(share(tools) * len(fit))])
     which, qualities = better(tools, found, [searched], held, doubts=0.0)
     progress.current().note(f"equalize: searched weights, {qualities[1] - qualities[0]:+.2f} dB")
     if which < 0:
@@ -56,6 +57,6 @@ def _rescaled(candidate: Candidate, tools: Tools) -> list[ir.Model]:
     sample = some(tools, round(share(tools) * min(tools.feeder.count, _SPREAD)))
     known: dict[str, Spread] = {}
     found = [equalized(tools.graph, candidate.placement, tools.feeder, sample, known)]
-    if tools.scheme.placement == "tensorrt":  # onnxruntime's kernels have no place for a Mul behind SiLU
+    if tools.scheme.placement != "onnxruntime":  # onnxruntime's kernels have no place for a Mul behind SiLU
         found.append(smoothed(tools.graph, candidate.placement, tools.feeder, sample, known))
     return [model for model in found if model is not None]

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgecnn.quantize.candidate import Drop
-from edgecnn.quantize.judge import paired_drop
 from edgecnn.quantize.steps import Step, better
 from edgecnn.recipe.recipe import RungName
+from edgecnn.tasks import Drop
+from edgecnn.tasks.classify.outcomes import paired_drop
 
 IMAGES = (64, 128, 256, 500, 1000, 5000)
 RUNGS: tuple[RungName, ...] = ("equalize", "bias", "clip", "adaround")

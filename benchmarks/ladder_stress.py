@@ -21,15 +21,17 @@ from packs import WORK, BenchModel, _blob, _kept, bench_model, ladder_tools
 
 from edgecnn.data import Images
 from edgecnn.process import progress
-from edgecnn.quantize.candidate import Candidate, Drop, Tools
+from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.coverage import coverage
 from edgecnn.quantize.islands import conversions
-from edgecnn.quantize.judge import Selected, SelectJudge, paired_drop
+from edgecnn.quantize.judge import Selected, SelectJudge
 from edgecnn.quantize.ladder import climb
 from edgecnn.quantize.placement import place
 from edgecnn.quantize.recover.mixed import mixed
 from edgecnn.quantize.rewrite import Overrides
 from edgecnn.recipe.load import load_device
+from edgecnn.tasks import Drop
+from edgecnn.tasks.classify.outcomes import paired_drop
 
 
 def selected(data: Path, count: int, work: Path) -> Selected:

@@ -33,9 +33,9 @@ from edgecnn.process import progress
 from edgecnn.recipe.load import load_device, load_recipe
 from edgecnn.store.stage import Store
 from edgecnn.targets.target import connect
+from edgecnn.tasks.detect import task as detection
 from edgecnn.tasks.detect.average_precision import RECALLS, Matches, match
 from edgecnn.tasks.detect.boxes import boxes
-from edgecnn.tasks.detect.score_boxes import read_detections
 
 SIZE, LIMIT = 640, 0.003
 
@@ -165,7 +165,7 @@ def main() -> None:
         wrapped = given.work / f"{what}.onnx"
         as_theirs(model.path / "model.onnx", contract, wrapped, names)
         same, own = (their_map(wrapped, dataset, given.work) for dataset in (square, halves))
-        found = read_detections(score.path / "outcomes.npz")
+        found = detection.read(score.path / "outcomes.npz", evidence.data.path).found
         area = straight_lines(match(found, boxes(evidence.data.path, "scored"), len(names)))
         print(f"| {what} | {ours:.4f} | {area:.4f} | {same:.4f} ({same - area:+.4f}) | {own:.4f} ({own - area:+.4f}) |")
 

@@ -16,7 +16,8 @@ from edgecnn.targets.target import Target, connect
 from edgecnn.tasks.prepare import prepare
 from edgecnn.tasks.score import score_reference
 from edgecnn.training import train
-from edgecnn.verdict.gate import Evidence, verdict
+from edgecnn.verdict.evidence import Evidence
+from edgecnn.verdict.gate import verdict
 
 
 def float_model(recipe: Recipe, store: Store) -> tuple[Artifact, Artifact, Artifact]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from edgecnn.recipe.device import DeviceFacts, DeviceProfile, Scheme
 from edgecnn.recipe.recipe import Recipe
-from edgecnn.report.evidence import Evidence
 from edgecnn.store.stage import Artifact
+from edgecnn.verdict.evidence import Evidence
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CPU = DeviceProfile(

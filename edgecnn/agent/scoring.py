@@ -117,10 +117,9 @@ def score(cache: Cache, folder: Path, job: Json) -> Json:
 def _kept(answers: Any, numbers: range, job: Json) -> Answers:
     outputs = {one["name"]: np.asarray(answers[one["name"]])[: len(numbers)] for one in job["io"]["outputs"]}
     match job["keep"]:
-        case {"task": "detect", "confidence": confidence} if not job["io"].get("nms"):
-            scores = next(one["name"] for one in job["io"]["outputs"] if one["meaning"] == "scores")
-            return candidates(numbers, outputs, scores, float(confidence))
-        case {"task": "classify" | "detect"}:  # a graph that suppresses itself answers few boxes
+        case {"rows": str(name), "above": float(least)} if name in outputs:
+            return candidates(numbers, outputs, name, least)
+        case {} as everything if not everything:
             return dense(numbers, outputs)
         case other:
             raise Refusal("refused", f"the agent cannot keep the answers of `{other}`")

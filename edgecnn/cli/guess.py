@@ -15,7 +15,7 @@ from edgecnn.data.texts import read_text
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
 from edgecnn.store.digests import exists, is_folder, is_regular
-from edgecnn.tasks.detect.prepare_boxes import annotated
+from edgecnn.tasks.detect.prepare import annotated
 
 READ = (
     "one folder per class, alone or below train/ and val/; a label table (.csv, .tsv); an .npz; a YOLO data.yaml, COCO "
@@ -166,6 +166,6 @@ def _is_coco(path: Path) -> bool:
 
 def _first_image(spec: DataSpec) -> Path:
     """An image of the dataset, which is read as a build reads it."""
-    if spec.detection:
+    if spec.task == "detect":
         return annotated(spec)[0].images[0].file
     return image_folder(spec) / next(name for name in find_source(spec).files if name)

@@ -35,7 +35,7 @@ def ask_and_write(path: Path | None, *, task: str | None, data: str | None, devi
         task = _answer(task, "task (classify or detect)", "classify", ask, _task)
     default = "digits" if task == "classify" else ""
     place, found = _answer(data, f"data ({READ})", default, ask, lambda text: _data(text, task))
-    task = "detect" if found.spec.detection else "classify"
+    task = found.spec.task
     device = _answer(device, "device", "cpu-x86", ask, _device)
     stem = "digits" if found.spec.format == "digits" else place.absolute().stem
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{stem or 'data'}_{device}").lstrip(".-")
@@ -110,7 +110,7 @@ def _data(text: str, task: str | None) -> tuple[Path, Guess]:
         raise EdgeError("no data is given", f"give {READ}")
     place = user_path(text)
     found = guess(place)
-    fits = "detect" if found.spec.detection else "classify"
+    fits = found.spec.task
     if task not in (None, fits):
         raise EdgeError(f"`{text}` is data for the task {fits}, not {task}", f"start again with --task {fits}")
     return place, found
@@ -126,13 +126,13 @@ def _recipe(name: str, device: str, found: Guess, path: Path) -> str:
     if not sets:
         lines.append("  # scored_fraction: 0.33       # held out for scoring; or declare `train` and `scored`")
     lines.append(f"  color: {spec.color}")
-    model, train, score = _detector(found) if spec.detection else _classifier(found)
+    model, train, score = (_detector if spec.task == "detect" else _classifier)(found)
     return f"""\
 # yaml-language-server: $schema={SCHEMA_FILE}
 # What to build, from which images, for which device. `edgecnn show {path.name}` prints every default,
 # `edgecnn schema` every key. Build it with: edgecnn build {path.name}
 name: {name}
-task: {"detect" if spec.detection else "classify"}
+task: {spec.task}
 device: {device}                # the verdict's device; `edgecnn devices list` names them
 # compile_for: [rtx-4060]       # further devices whose engines are made or checked beside it
 

@@ -58,7 +58,7 @@ def find_source(spec: DataSpec) -> Source:
         case "arrays":
             return _arrays(spec)
         case "yolo" | "coco" | "voc":
-            raise AssertionError(f"{spec.format} has boxes: see prepare_boxes")
+            raise AssertionError(f"{spec.format} has no labels of whole images")
 
 
 def missing(spec: DataSpec) -> list[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from torch import nn
 from edgecnn.families import load_family
 from edgecnn.families.weights import fit_state, read_weights
 from edgecnn.measure.io_contract import OutputContract
-from edgecnn.recipe.recipe import FamilyName, ModelSpec, Normalization, Task
+from edgecnn.recipe.recipe import FamilyName, ModelSpec, Normalization, TaskName
 from edgecnn.recipe.spec import Spec
 
 WEIGHTS = "weights.safetensors"
@@ -47,7 +47,7 @@ class Deployed:
 
     net: nn.Module
     outputs: tuple[OutputContract, ...]
-    task: Task
+    task: TaskName
 
 
 def deployed(trained: Trained) -> Deployed:

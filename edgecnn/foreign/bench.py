@@ -13,10 +13,10 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.device import DeviceProfile
 from edgecnn.recipe.recipe import BenchSpec
 from edgecnn.recipe.yaml_file import parse_yaml
-from edgecnn.report.board_figures import board_notes, board_text
-from edgecnn.report.stage_files import SpeedFile
+from edgecnn.records import SpeedFile
 from edgecnn.targets.hosts import HERE, Boards
 from edgecnn.targets.target import connect
+from edgecnn.verdict.board_figures import board_notes, board_text
 
 
 def bench(

@@ -23,11 +23,11 @@ from edgecnn.store.digests import is_regular
 from edgecnn.tasks.detect.annotations import Annotated, in_pixels
 from edgecnn.tasks.detect.boxes import Boxes
 from edgecnn.tasks.detect.decode import Decoder, layout
-from edgecnn.tasks.detect.prepare_boxes import annotated, require_truth
+from edgecnn.tasks.detect.prepare import annotated, require_truth
 from edgecnn.tasks.detect.yolo_yaml import absent
 
 if TYPE_CHECKING:
-    from edgecnn.quantize.judge_boxes import SelectedBoxes
+    from edgecnn.quantize.judge import Selected
 
 FIX = "correct these labels, or take their images out of the dataset"
 FORMATS = {".yaml": "yolo", ".yml": "yolo", ".json": "coco"}
@@ -123,7 +123,7 @@ def _found(model: Path, contract: IoContract, classes: int, decoder: str) -> tup
 
 def share_out_boxes(
     data: tuple[Annotated, str], contract: IoContract, spec: QuantizeSpec, promise: Promise
-) -> tuple[Images, SelectedBoxes | None, Images | None]:
+) -> tuple[Images, Selected | None, Images | None]:
     """(calibration images, with a budget labelled images that judge it, others to compare outputs on).
 
     Each in a seeded order. Training images calibrate. The validation set judges where the dataset declares one, else
@@ -150,11 +150,11 @@ def share_out_boxes(
             " to judge the accuracy budget with",
             "lower --images, or give more labelled images",
         )
-    from edgecnn.quantize.judge_boxes import SelectedBoxes
+    from edgecnn.quantize.judge import Selected
 
     shown, boxes = _read(found, hint, judging, contract)
     require_truth(boxes, "the set that judges", where=found.images[int(judging[0])].where)
-    return pixels, SelectedBoxes(shown, boxes), shown
+    return pixels, Selected(shown, boxes), shown
 
 
 def _read(found: Annotated, hint: str, numbers: Labels, contract: IoContract) -> tuple[Images, Boxes]:

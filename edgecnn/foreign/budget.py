@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from edgecnn.data import Images, load_images
-from edgecnn.measure import stats
 from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.load import nearest_hint
-from edgecnn.recipe.recipe import MetricName, Promise, QuantizeSpec, RecoverSpec, RungName, ScoreSpec
+from edgecnn.recipe.recipe import MetricName, Promise, QuantizeSpec, RecoverSpec, RungName, ScoreSpec, TaskName
 from edgecnn.report import State
-from edgecnn.verdict.accuracy_checks import MIN_BOX_IMAGES, MIN_IMAGES, drop_state
+from edgecnn.tasks import Drop, load_task
+from edgecnn.verdict.accuracy_checks import drop_state, images_needed
 
 if TYPE_CHECKING:
     from edgecnn.quantize.judge import Selected
@@ -95,7 +95,7 @@ def share_out(
     return calibrating, Selected(others, labels[spec.images :]), others
 
 
-def verdict_of(record: dict[str, Any]) -> tuple[State | None, str]:
+def verdict_of(record: dict[str, Any], task: TaskName) -> tuple[State | None, str]:
     """What quantize.json's climb means for the budget, and a sentence; (None, '') without a budget.
 
     It fails where the best rung's drop on select is above the budget, passes where the drop's upper bound is within
@@ -105,25 +105,18 @@ def verdict_of(record: dict[str, Any]) -> tuple[State | None, str]:
     recovery = record["recovery"]
     if recovery["state"] == "unasked":
         return None, ""
-    limit = recovery["budget"]
+    limit, least = recovery["budget"], load_task(task).LEAST_IMAGES
     best = next(step for step in record["ladder"] if step["kept"] and step["rung"] == recovery["best"])
-    drop, lower, upper, images = best["drop"], best["lower"], best["upper"], best["images"]
+    drop = Drop(best["drop"], 0.0, best["lower"], best["upper"], best["images"], best["disc"])
     text = (
-        f"drop {100 * drop:.2f} points ({100 * lower:.2f} … {100 * upper:.2f}) on {images:,} select images,"
-        f" budget {100 * limit:g}"
+        f"drop {100 * drop.point:.2f} points ({100 * drop.lower:.2f} … {100 * drop.upper:.2f}) on"
+        f" {drop.images:,} select images, budget {100 * limit:g}"
     )
-    boxes = best["disc"] is None
-    least = MIN_BOX_IMAGES if boxes else MIN_IMAGES
-    state: State = "fail" if recovery["state"] == "missed" else drop_state(images, lower, upper, limit, least=least)
-    match state:
-        case "fail":
-            return state, f"FAIL: {text}; the best rung, `{recovery['best']}`, was written"
-        case "pass":
-            return state, f"PASS: {text}"
-        case _:
-            if boxes:
-                needed = stats.images_for_bounds(images, upper - drop, limit - drop) if drop < limit else None
-            else:
-                needed = stats.images_needed(best["disc"], limit, drop)
-            more = f"; about {max(needed, least, images + 1):,} would decide" if needed else ""
-            return "not-enough-evidence", f"NOT ENOUGH EVIDENCE: {text}{more}"
+    state = drop_state(drop.images, drop.lower, drop.upper, limit, least=least)
+    if recovery["state"] == "missed":
+        return "fail", f"FAIL: {text}; the best rung, `{recovery['best']}`, was written"
+    if state == "pass":
+        return state, f"PASS: {text}"
+    needed = images_needed(drop, limit)
+    more = f"; about {max(needed, least, drop.images + 1):,} would decide" if needed else ""
+    return "not-enough-evidence", f"NOT ENOUGH EVIDENCE: {text}{more}"

@@ -21,7 +21,7 @@ from edgecnn.process.progress import current
 from edgecnn.quantize import check_onnx, quantize_model
 from edgecnn.recipe.device import DeviceProfile, kernels
 from edgecnn.recipe.load import nearest_hint
-from edgecnn.recipe.recipe import EffortName, QuantizeSpec, RangeMethod
+from edgecnn.recipe.recipe import EffortName, QuantizeSpec, RangeMethod, TaskName
 from edgecnn.store.stage import Artifact
 from edgecnn.targets.target import connect
 
@@ -94,7 +94,8 @@ def quantize_foreign(
             "schema_version": 1, "model": model.name, "device": profile.name,
             "input": contract.model_dump(mode="json") if contract else {"arrays": feeds.shapes() if feeds else {}},
             "size_mb": {"float": model.stat().st_size / 1e6, "int8": (made / "model.onnx").stat().st_size / 1e6},
-            "checks": engine["checks"], "note": engine["note"], "verdict": verdict_of(record)[0], "quantize": record,
+            "checks": engine["checks"], "note": engine["note"],
+            "verdict": verdict_of(record, contract.task if contract else "classify")[0], "quantize": record,
         }  # fmt: skip
         (made / "report.json").write_text(json.dumps(document, indent=1))
         names = {"model.onnx": "model.int8.onnx", "typed.onnx": "model.int8.typed.onnx", "report.json": "report.json"}
@@ -169,7 +170,7 @@ def _text(document: dict[str, Any], written: list[Path]) -> str:
         f"size           {sizes['float']:.2f} → {sizes['int8']:.2f} MB",
         *(f"{checked_text(c['passed']):<14} {c['name']}" for c in document["checks"]),
         *([document["note"]] if document["note"] else []),
-        *_climb_text(record),
+        *_climb_text(record, document["input"].get("task", "classify")),
         *(f"wrote {path}" for path in written),
     ]
     return "\n".join(lines)
@@ -195,13 +196,13 @@ def _typed_text(record: dict[str, Any]) -> list[str]:
     return [f"typed file     {both} (worst output, {typed['images']} calibration images)"]
 
 
-def _climb_text(record: dict[str, Any]) -> list[str]:
+def _climb_text(record: dict[str, Any], task: TaskName) -> list[str]:
     """The ladder as it was climbed, and whether the budget holds; without one a line of its rungs."""
-    from edgecnn.report.figures import ladder
-    from edgecnn.report.stage_files import QuantizeFile
+    from edgecnn.records import QuantizeFile
     from edgecnn.report.wording import ladder_lines
+    from edgecnn.verdict.figures import ladder
 
-    state, sentence = verdict_of(record)
+    state, sentence = verdict_of(record, task)
     climbed = ladder(QuantizeFile.model_validate(record))
     if climbed is None or (state is None and len(climbed.rungs) == 1):
         return []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from edgecnn.process.errors import EdgeError
-from edgecnn.recipe.recipe import Normalization, SuppressSpec, Task
+from edgecnn.recipe.recipe import Normalization, SuppressSpec, TaskName
 from edgecnn.recipe.spec import Spec
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class IoContract(Spec):
 
     section: ClassVar[str] = "input"
     version: Literal[1] = 1
-    task: Task
+    task: TaskName
     input: InputContract
     normalization: Normalization | None
     normalization_inside: bool

@@ -13,13 +13,13 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.recipe import DataSpec, Promise, QuantizeSpec, Student, SuppressSpec
 from edgecnn.store.stage import Artifact, decided_by
+from edgecnn.tasks import load_task
 
 if TYPE_CHECKING:
     from edgecnn.quantize.arrays import NamedArrays
     from edgecnn.quantize.calibrate import ImageSource
     from edgecnn.quantize.candidate import Network
     from edgecnn.quantize.judge import Selected
-    from edgecnn.quantize.judge_boxes import SelectedBoxes
 
 __all__ = ["check_onnx", "check_readable", "quantize", "quantize_model", "suppress", "typed_float"]
 
@@ -49,22 +49,16 @@ def quantize(
     from edgecnn import data as data_room
     from edgecnn.quantize.candidate import Network
     from edgecnn.quantize.judge import Selected
-    from edgecnn.quantize.judge_boxes import SelectedBoxes
-    from edgecnn.tasks.detect.boxes import boxes
 
     model = plain.path / "model.onnx"
     contract = exported_contract(model)
-    selected: Selected | SelectedBoxes | None = None
+    shown, selected = data_room.images(data.path, "select"), None
     if promise.max_accuracy_drop is not None:
-        shown = data_room.images(data.path, "select")
-        if contract.task == "detect":
-            selected = SelectedBoxes(shown, boxes(data.path, "select"))
-        else:
-            selected = Selected(shown, data_room.labels(data.path, "select"))
+        selected = Selected(shown, load_task(contract.task).targets(data.path, "select"))
     network = Network(student.model, student.train, images, data.path, trained.path, spec.qat)
     quantize_model(
         out, spec, scheme, model, data_room.images(data.path, "calibrate"), contract, promise=promise,
-        selected=selected, held=data_room.images(data.path, "select"), kernels=kernels, network=network,
+        selected=selected, held=shown, kernels=kernels, network=network,
     )  # fmt: skip
 
 
@@ -115,7 +109,7 @@ def suppress(out: Path, spec: SuppressSpec, model: Artifact) -> None:
 def quantize_model(
     out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource | NamedArrays,
     contract: IoContract | None, *,
-    promise: Promise | None = None, selected: Selected | SelectedBoxes | None = None,
+    promise: Promise | None = None, selected: Selected | None = None,
     held: ImageSource | NamedArrays | None = None, kernels: str = "", network: Network | None = None,
     folder: Path | None = None,
 ) -> None:  # fmt: skip

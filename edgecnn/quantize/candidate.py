@@ -19,6 +19,7 @@ from edgecnn.quantize.placement import Graph, Placement
 from edgecnn.quantize.ranges import METHODS, Method, activation_grid, choose
 from edgecnn.quantize.rewrite import NOTHING, Grids, Overrides, rewrite
 from edgecnn.recipe.device import Scheme
+from edgecnn.tasks import Drop
 
 if TYPE_CHECKING:
     from edgecnn.recipe.recipe import DataSpec, EffortName, ModelSpec, QatSpec, RangeMethod, TrainSpec
@@ -82,30 +83,6 @@ class Judge(Protocol):
 
     def lost(self, before: Candidate, after: Candidate) -> Drop:
         """What the later of two candidates loses against the one before, paired by image."""
-
-
-@dataclass(frozen=True)
-class Drop:
-    """A metric's loss against float or another candidate, a fraction of 1; one-sided 95 % bounds, paired by image."""
-
-    float_value: float
-    value: float
-    lower: float
-    upper: float
-    images: int
-    disc: float | None = 0.0  # share of images where exactly one of the two is right; None of a detector
-
-    @property
-    def point(self) -> float:
-        """The point estimate of the loss; negative is a gain."""
-        return self.float_value - self.value
-
-    def holds(self, budget: float) -> bool:
-        """What stops the climb, one rule for every rung: the point estimate is at most half the budget.
-
-        The other half is room for what the select split does not show: the verdict needs an interval below the budget.
-        """
-        return self.point <= budget / 2 + 1e-12
 
 
 @dataclass(frozen=True)

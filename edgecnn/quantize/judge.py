@@ -7,135 +7,122 @@ TensorRT, or through this CPU's own INT8 kernels where they are what will run it
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.measure import stats
 from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import track
 from edgecnn.quantize.calibrate import ImageSource
-from edgecnn.quantize.candidate import Drop
-from edgecnn.quantize.judging import Judging
+from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.sessions import Feeds, open_session, run, run_each
 from edgecnn.recipe.device import Scheme
-from edgecnn.recipe.recipe import MetricName
-from edgecnn.tasks.classify.metrics import METRICS
+from edgecnn.recipe.recipe import ScoreSpec
+from edgecnn.tasks import Drop, Outcomes, Targets, load_task
 
 _PIXELS = 4 * 224 * 224  # of one inference: what a core's caches and memory take well
 _MOST = 64  # images in one inference
-_LABEL_HINT = (
-    "labels are class numbers of the model's outputs, from 0; the folders of an image folder are numbered in sorted"
-    " order; do size, colour and normalization (--input) fit the model?"
-)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Labelled images that decide: uint8 NHWC, and int64 (N,) class numbers."""
+    """Labelled images that decide: uint8 NHWC, and their task's targets."""
 
     images: ImageSource
-    labels: np.ndarray
+    targets: Targets
 
-    def some(self, most: int) -> list[int]:
+    def draw(self, most: int) -> np.ndarray:
         """Up to `most` image numbers, drawn with a fixed seed: the images of a data folder stand in order of class."""
         # RandomState's stream never changes between numpy versions (NEP 19).
-        drawn = np.random.RandomState(0).permutation(len(self.labels))[:most]
-        return sorted(int(number) for number in drawn)
+        return np.sort(np.random.RandomState(0).permutation(len(self.targets))[:most])
 
 
-class SelectJudge(Judging[np.ndarray]):
-    """The metric of a classifier, float against INT8 on the same images.
+class SelectJudge:
+    """The task's metric, float against INT8 on the same images.
 
     Args:
         model: the canonical float graph, the reference.
-        contract: its input; logits are its first output.
+        contract: its input and outputs, and its task.
         selected: labelled images of the model's size; `most` of them decide.
+        spec: the metric and how it is scored: as the verdict will have it.
         kernels: name of the CPU whose own INT8 kernels run candidates; '' for the float simulation.
 
     Raises:
-        EdgeError: no images; labels that are not classes of the model; the float model is not better than a constant
-            answer, so that no drop proves anything.
+        EdgeError: no images; answers or labels that don't fit; a float model so weak that no drop proves anything.
     """
 
     def __init__(
-        self, model: ir.Model, contract: IoContract, selected: Selected, metric: MetricName, scheme: Scheme, *,
+        self, model: ir.Model, contract: IoContract, selected: Selected, spec: ScoreSpec, scheme: Scheme, *,
         most: int = 5000, kernels: str = "",
     ) -> None:  # fmt: skip
-        if contract.task != "classify":
-            raise EdgeError(
-                f"an accuracy budget for task `{contract.task}` cannot be judged while quantizing",
-                "leave the budget out: the build's verdict scores the model afterwards",
-            )
-        if len(selected.labels) == 0 or len(selected.labels) != len(selected.images):
-            raise EdgeError(f"{len(selected.images)} images and {len(selected.labels)} labels to select with")
-        self.contract, self.scheme, self.metric = contract, scheme, METRICS[metric]
-        self.source, self.numbers = selected.images, selected.some(most)
-        self.labels = np.asarray(selected.labels, np.int64)[self.numbers]
-        self.kernels = kernels
-        self.output = _output(model, contract)
-        self.reference = model
+        if len(selected.targets) == 0 or len(selected.targets) != len(selected.images):
+            raise EdgeError(f"{len(selected.images)} images and {len(selected.targets)} labels to select with")
+        self.task, self.contract, self.spec, self.scheme = load_task(contract.task), contract, spec, scheme
+        self.numbers = selected.draw(most)
+        self.source, self.targets = selected.images, self.task.take(selected.targets, self.numbers)
+        self.kernels, self.reference = kernels, model
+        self.outputs = [value.name or "" for value in model.graph.outputs]
         self.batch = self._batch()
-        self.known: dict[str, np.ndarray] = {}
+        self.known: dict[str, Outcomes] = {}  # by the digest of the quantized graph
         self.exact = self._score(model, simulate=False, name="select, float")
-        self._refuse_chance()
+        self.task.refuse_useless(self.exact, contract, spec)
+
+    @property
+    def images(self) -> int:
+        """How many labelled images decide."""
+        return len(self.numbers)
+
+    @property
+    def how(self) -> str:
+        """What computes a candidate's answers."""
+        return f"INT8 kernels of {self.kernels}" if self.kernels else "float simulation"
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the images and labels that decide, and of how."""
-        content = hashlib.sha256(f"{self.how} {self.metric.unit} {self.metric.outcomes.__name__}".encode())
-        content.update(self.labels.tobytes())
+        content = hashlib.sha256(f"{self.how} {self.spec.model_dump_json()}".encode())
+        for targets in self.task.content(self.targets):
+            content.update(targets)
         for part in self._parts():
             content.update(self._read(part).tobytes())
         return content.hexdigest()
 
-    def _scored(self, quantized: ir.Model) -> np.ndarray:
-        return self._score(quantized, simulate=not self.kernels, name="select")
+    def drop(self, candidate: Candidate) -> Drop:
+        """What INT8 loses against the float model, with one-sided 95 % bounds."""
+        return self._lost(self.exact, self._outcomes(candidate))
 
-    def _lost(self, first: np.ndarray, second: np.ndarray) -> Drop:
-        """By Tango bounds."""
-        return paired_drop(first, second)
+    def lost(self, before: Candidate, after: Candidate) -> Drop:
+        """What the later of two candidates loses against the one before, both run on the same images."""
+        return self._lost(self._outcomes(before), self._outcomes(after))
 
-    def _score(self, model: ir.Model, *, simulate: bool, name: str) -> np.ndarray:
-        """(N,) bool: whether each image counts as right."""
-        session = open_session(model, simulate=simulate)
+    def _lost(self, first: Outcomes, second: Outcomes) -> Drop:
+        return self.task.drop(first, second, self.spec.metric, quick=True)
+
+    def _outcomes(self, candidate: Candidate) -> Outcomes:
+        """The same graph is run once."""
+        quantized = candidate.quantized(self.scheme)
+        content = ir.serde.serialize_model(quantized).SerializeToString(deterministic=True)
+        key = hashlib.sha256(content).hexdigest()
+        if key not in self.known:
+            self.known[key] = self._score(quantized, simulate=not self.kernels, name="select")
+        return self.known[key]
+
+    def _score(self, model: ir.Model, *, simulate: bool, name: str) -> Outcomes:
+        reader = self.task.reader(self.contract, self.spec, self.targets)
         parts = self._parts()
-        right = []
-        runs = run_each(session, (self._feed(part) for part in parts))
-        for part, outputs in track(zip(parts, runs, strict=True), name, len(parts)):
-            logits = outputs[self.output]
-            if logits.dtype.kind in "iub" or not self._rows(logits.shape, len(part)):
-                found = f"`{model.graph.outputs[self.output].name}` is {logits.dtype} of shape {logits.shape}"
-                raise EdgeError(
-                    f"output {found}, not one row of logits for each image",
-                    "export the logits as the first output, or leave the accuracy budget out",
-                )
-            logits = logits.reshape(len(logits), -1)[: len(part)].astype(np.float32)
-            labels = self.labels[part.start : part.stop]
-            if labels.max() >= logits.shape[1] or labels.min() < 0:
-                raise EdgeError(
-                    f"label {labels.max() if labels.max() >= logits.shape[1] else labels.min()} is not a class of the"
-                    f" model, which gives {logits.shape[1]} logits", _LABEL_HINT,
-                )  # fmt: skip
-            right.append(self.metric.outcomes(logits, labels) > 0.5)
-        return np.concatenate(right)
-
-    def _rows(self, shape: tuple[int, ...], images: int) -> bool:
-        """Whether an output of this shape is (N, classes), but for sides of 1."""
-        return len(shape) > 1 and shape[0] >= images and max(shape[1:]) == math.prod(shape[1:])
+        runs = run_each(open_session(model, simulate=simulate), (self._feed(part) for part in parts))
+        for part, values in track(zip(parts, runs, strict=True), name, len(parts)):
+            reader.take(dict(zip(self.outputs, values, strict=True)), part)
+        return self.task.slim(reader.outcomes())
 
     def _parts(self) -> list[range]:
-        return [
-            range(start, min(start + self.batch, len(self.numbers)))
-            for start in range(0, len(self.numbers), self.batch)
-        ]
+        return [range(start, min(start + self.batch, self.images)) for start in range(0, self.images, self.batch)]
 
     def _read(self, part: range) -> np.ndarray:
-        return np.concatenate([self.source.batch(n, n + 1) for n in self.numbers[part.start : part.stop]])
+        return np.concatenate([self.source.batch(n, n + 1) for n in self.numbers[part.start : part.stop].tolist()])
 
     def _feed(self, part: range) -> Feeds:
         images = self._read(part)
@@ -149,58 +136,13 @@ class SelectJudge(Judging[np.ndarray]):
         if shape is not None and len(shape) and isinstance(shape[0], int):
             return int(shape[0])
         height, width = self.contract.input.size
-        batch = max(1, min(_MOST, len(self.numbers), _PIXELS // (height * width)))
+        batch = max(1, min(_MOST, self.images, _PIXELS // (height * width)))
         if batch > 1:
             two = np.concatenate([self.source.batch(0, 1)] * 2)
             try:
-                answered = run(open_session(self.reference), self.contract.feed(two))[self.output]
+                answered = run(open_session(self.reference), self.contract.feed(two))
             except EdgeError:
                 return 1
-            if answered.shape[:1] != (2,):
+            if any(values.shape[:1] != (2,) for values in answered):
                 return 1
         return batch
-
-    def _refuse_chance(self) -> None:
-        """A drop of a model that knows nothing is no loss, and nothing can be lost against it.
-
-        Images so few that not even a faultless model could show it say nothing of this one; nor do they stop a climb.
-        """
-        constant, right, count = self._constant_answer(), int(self.exact.sum()), len(self.exact)
-        shown, best = (stats.wilson_interval(share, count, 0.90)[0] for share in (right, count))  # one-sided 95 %
-        if shown <= constant < best or right <= constant * count:
-            raise EdgeError(
-                f"the float model is right on {right} of {count} labelled images, which is not better than a constant"
-                f" answer ({constant:.1%}): an accuracy budget against it proves nothing",
-                f"{_LABEL_HINT} Or give more labelled images, a trained model, or no accuracy budget",
-            )
-
-    def _constant_answer(self) -> float:
-        """What the best constant logits would score on these labels, a fraction of 1."""
-        counts = np.bincount(self.labels)
-        order = np.argsort(-counts, kind="stable")
-        logits = np.zeros((1, len(counts)), np.float32)
-        logits[0, order] = np.arange(len(counts), 0, -1)
-        return float(self.metric.outcomes(np.repeat(logits, len(self.labels), axis=0), self.labels).mean())
-
-
-def _output(model: ir.Model, contract: IoContract) -> int:
-    names = [value.name for value in model.graph.outputs]
-    wanted = contract.outputs[0].name if contract.outputs else ""
-    if wanted not in names:
-        raise EdgeError(
-            f"the logits are to be output `{wanted}`, but the graph's outputs are {', '.join(map(str, names))}",
-            "correct the model's `edgecnn.io` metadata",
-        )
-    return names.index(wanted)
-
-
-def paired_drop(reference: np.ndarray, candidate: np.ndarray) -> Drop:
-    """The drop between two models' outcomes (N,) bool on the same images, with one-sided 95 % Tango bounds."""
-    count = len(reference)
-    only_float = int(np.sum(reference & ~candidate))
-    only_int8 = int(np.sum(candidate & ~reference))
-    lower, upper = stats.tango_bounds(only_float, only_int8, count)
-    return Drop(
-        float(reference.sum() / count), float(candidate.sum() / count), lower, upper, count,
-        (only_float + only_int8) / count,
-    )  # fmt: skip

@@ -23,7 +23,7 @@ from edgecnn.process.disk import is_full
 from edgecnn.process.errors import EdgeError, InternalError
 from edgecnn.process.versions import code_version, install_command, installed_version
 from edgecnn.quantize import LIBRARIES, checkpoint
-from edgecnn.quantize.candidate import Candidate, Drop, Tools, first
+from edgecnn.quantize.candidate import Candidate, Tools, first
 from edgecnn.quantize.coverage import coverage
 from edgecnn.quantize.placement import LAYERS, Placement
 from edgecnn.quantize.recover.effort import EFFORTS
@@ -31,6 +31,7 @@ from edgecnn.quantize.recover.quality import fidelity
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.steps import State, Step, better, expected_speed, restored, state_of, support_note
 from edgecnn.recipe.recipe import RungName
+from edgecnn.tasks import Drop
 
 Rung = Callable[[Candidate, Tools], Candidate]
 RUNGS: tuple[RungName, ...] = get_args(RungName)

@@ -17,7 +17,6 @@ from edgecnn.quantize.candidate import Judge, Network, Tools, bounds_of
 from edgecnn.quantize.canonical import TYPED_OPSET, canonical, opset, runnable
 from edgecnn.quantize.ends import Ends
 from edgecnn.quantize.judge import Selected, SelectJudge
-from edgecnn.quantize.judge_boxes import BoxJudge, SelectedBoxes
 from edgecnn.quantize.ladder import Climb, climb
 from edgecnn.quantize.layers import IMAGES as LAYER_IMAGES
 from edgecnn.quantize.layers import layer_errors
@@ -42,7 +41,7 @@ _OBSERVED = 4  # images for shapes and for the extremes of tensors that calibrat
 def quantize_file(
     out: Path, spec: QuantizeSpec, scheme: Scheme, model: Path, images: ImageSource | NamedArrays,
     contract: IoContract | None, *,
-    promise: Promise, selected: Selected | SelectedBoxes | None, held: ImageSource | NamedArrays | None, kernels: str,
+    promise: Promise, selected: Selected | None, held: ImageSource | NamedArrays | None, kernels: str,
     network: Network | None, folder: Path,
 ) -> None:  # fmt: skip
     """Write model.onnx, typed.onnx (with FP16 islands) and quantize.json under `out`; see `quantize_model`."""
@@ -65,14 +64,9 @@ def quantize_file(
     if promise.max_accuracy_drop is not None and contract is None:
         raise EdgeError("an accuracy budget needs images, and the model is fed arrays", "leave the budget out")
     if promise.max_accuracy_drop is not None and selected is not None and contract is not None:
-        if isinstance(selected, SelectedBoxes):
-            judge = BoxJudge(
-                float_model, contract, selected, promise.score, scheme, most=spec.select_images, kernels=kernels
-            )
-        else:
-            judge = SelectJudge(
-                float_model, contract, selected, promise.score.metric, scheme, most=spec.select_images, kernels=kernels
-            )
+        judge = SelectJudge(
+            float_model, contract, selected, promise.score, scheme, most=spec.select_images, kernels=kernels
+        )
     tools = Tools(
         scheme, graph, feeder, spec.ranges, folder, judge=judge, budget=promise.max_accuracy_drop, network=network,
         effort=spec.effort,

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from edgecnn.measure import stats
-from edgecnn.quantize.candidate import Drop
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.recipe import RungName
+from edgecnn.tasks import Drop
 
 # held: the drop is at most half the budget; within: at most the budget; missed: above it; unasked: there is no budget.
 State = Literal["unasked", "held", "within", "missed"]

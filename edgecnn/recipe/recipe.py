@@ -8,35 +8,30 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.sections import (
-    DETECTION_FORMATS,
     IMAGENET,
-    DataFormat,
     DataSpec,
     DistillSpec,
-    FamilyName,
     Fraction,
     ModelSpec,
     Normalization,
     Student,
-    Task,
     TeacherSpec,
     Threads,
     TrainSpec,
     detector_defaults,
 )
 from edgecnn.recipe.spec import FILE_NAME, Spec
+from edgecnn.recipe.tasks import TASKS, DataFormat, FamilyName, MetricName, TaskName
 
 __all__ = [
-    "DETECTION_FORMATS", "DETECTION_METRICS", "IMAGENET", "BenchSpec", "Budgets", "DataFormat", "DataSpec",
+    "IMAGENET", "BenchSpec", "Budgets", "DataFormat", "DataSpec",
     "DistillSpec", "EffortName", "ExportSpec", "FamilyName", "MetricName", "ModelSpec", "NmsName", "Normalization",
     "Promise", "QatSpec", "QuantizeSpec", "RangeMethod", "Recipe", "RecoverSpec", "RungName", "ScoreSpec", "Student",
-    "SuppressSpec", "Task", "TeacherSpec", "TrainSpec",
+    "SuppressSpec", "TaskName", "TeacherSpec", "TrainSpec",
 ]  # fmt: skip
 
 RangeMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 NmsName = Literal["none", "onnx", "tensorrt"]
-MetricName = Literal["top1", "top5", "map50_95", "map50"]
-DETECTION_METRICS: tuple[MetricName, ...] = ("map50_95", "map50")
 # How long the rungs that need no labels may take.
 EffortName = Literal["fast", "balanced", "thorough"]
 # The recovery ladder, cheapest rung first.
@@ -235,7 +230,7 @@ class Recipe(Spec):
 
     name: Annotated[str, Field(pattern=FILE_NAME)]
     """Name of the build; names its folder under runs/."""
-    task: Task = "classify"
+    task: TaskName = "classify"
     """Labels of whole images, or boxes."""
     data: DataSpec
     """Labelled images, and how they are split."""
@@ -270,36 +265,35 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _task_agrees(self) -> Recipe:
-        detect = self.task == "detect"
-        if self.data.detection != detect:
-            formats = ", ".join(DETECTION_FORMATS)
+        traits = TASKS[self.task]
+        if self.data.task != self.task:
+            rows = (f"{one.labels} ({', '.join(one.formats)}) are for `task: {name}`" for name, one in TASKS.items())
             raise ValueError(
-                f"`task: {self.task}` does not go with `data.format: {self.data.format}`; "
-                f"boxes ({formats}) are for `task: detect`, labels of whole images for `task: classify`"
+                f"`task: {self.task}` does not go with `data.format: {self.data.format}`; {', '.join(rows)}"
             )
         for section, model in (("model", self.model), ("teacher", self.teacher)):
-            if model and (model.family == "ultralytics") != detect:
+            if model and model.family not in traits.families:
                 raise ValueError(
-                    f"`task: {self.task}` does not go with `{section}.family: {model.family}`; detectors are of "
-                    "`family: ultralytics`"
+                    f"`task: {self.task}` does not go with `{section}.family: {model.family}`; "
+                    f"write {' or '.join(traits.families)}"
                 )
         for section, train in (("train", self.train), ("teacher.train", self.teacher and self.teacher.train)):
-            if train and not detect and (train.optimizer == "auto" or train.lr is None):
-                raise ValueError(f"`{section}` of a classifier has no `auto`: name `optimizer` and `lr`")
+            if train and not traits.auto and (train.optimizer == "auto" or train.lr is None):
+                raise ValueError(f"`{section}` of `task: {self.task}` has no `auto`: name `optimizer` and `lr`")
             if train and train.optimizer == "auto" and train.lr is not None:
                 raise ValueError(f"`{section}.optimizer: auto` chooses `lr` too: leave it out, or name an optimizer")
-        if (self.score.metric in DETECTION_METRICS) != detect:
-            fitting = "map50_95 or map50" if detect else "top1 or top5"
-            raise ValueError(f"`score.metric: {self.score.metric}` is not for `task: {self.task}`; write {fitting}")
-        if self.export.nms != "none" and not detect:
-            raise ValueError(f"`export.nms: {self.export.nms}` is for `task: detect`; a classifier has no boxes")
-        if detect and self.data.fit != "letterbox":
-            raise ValueError(f"detectors take whole images: write `data.fit: letterbox`, not `{self.data.fit}`")
-        if self.train.distill and (self.train.distill.method == "feature") != detect:
-            fitting = "feature" if detect else "logits or dist"
-            raise ValueError(
-                f"`train.distill.method: {self.train.distill.method}` is not for `task: {self.task}`; write {fitting}"
-            )
+        method = self.train.distill and self.train.distill.method
+        for key, value, fitting in (
+            ("score.metric", self.score.metric, traits.metrics),
+            ("data.fit", self.data.fit, traits.fits),
+            ("train.distill.method", method, (None, *traits.distill)),
+        ):
+            if value not in fitting:
+                raise ValueError(
+                    f"`{key}: {value}` is not for `task: {self.task}`; write {' or '.join(filter(None, fitting))}"
+                )
+        if self.export.nms != "none" and not traits.boxes:
+            raise ValueError(f"`export.nms: {self.export.nms}` suppresses boxes, and `task: {self.task}` has none")
         return self
 
     @model_validator(mode="after")

@@ -9,11 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from edgecnn.recipe.spec import Spec
+from edgecnn.recipe.tasks import TASKS, DataFormat, DistillName, FamilyName, Fit, TaskName, task_of_format
 
-Task = Literal["classify", "detect"]
-FamilyName = Literal["small", "torchvision", "timm", "ultralytics"]
-DataFormat = Literal["digits", "image-folder", "label-table", "arrays", "yolo", "coco", "voc"]
-DETECTION_FORMATS: tuple[DataFormat, ...] = ("yolo", "coco", "voc")
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -40,7 +37,7 @@ class DataSpec(Spec):
     """Maximum number of training images kept for calibration, in a seeded order."""
     color: Literal["rgb", "gray"] = "rgb"
     """Channels that every image is read with: rgb is 3, gray is 1."""
-    fit: Literal["crop", "stretch", "letterbox"] = "crop"
+    fit: Fit = "crop"
     """How an image gets the model's size: `crop` scales the short side and cuts the centre, `stretch` scales both,
     `letterbox` scales the long side and pads. Default: crop; for boxes, letterbox."""
     skip_corrupt: bool = False
@@ -52,7 +49,7 @@ class DataSpec(Spec):
     @classmethod
     def _fit(cls, values: object) -> object:
         if isinstance(values, dict) and "fit" not in values:
-            return {**values, "fit": "letterbox" if values.get("format") in DETECTION_FORMATS else "crop"}
+            return {**values, "fit": TASKS[task_of_format(values.get("format"))].fits[0]}
         return values
 
     @model_validator(mode="after")
@@ -69,9 +66,9 @@ class DataSpec(Spec):
         return self
 
     @property
-    def detection(self) -> bool:
-        """Labels are boxes."""
-        return self.format in DETECTION_FORMATS
+    def task(self) -> TaskName:
+        """The task whose labels these are."""
+        return task_of_format(self.format)
 
     def leaves(self) -> Iterator[tuple[str, object]]:
         """As every Spec; a table, COCO JSON or data.yaml also yields the images it names: they are part of the data."""
@@ -170,7 +167,7 @@ class DistillSpec(Spec):
     Pearson correlation between and within classes. `feature`, of detectors: the feature maps before the head.
     """
 
-    method: Literal["logits", "dist", "feature"] = "logits"
+    method: DistillName = "logits"
     """Distillation loss: `logits` or `dist` for classifiers, `feature` for detectors."""
     temperature: PositiveFloat = 4.0
     """Softens both networks' outputs."""

@@ -10,18 +10,16 @@ import json
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import ValidationError, computed_field, model_validator
 
 from edgecnn.process.disk import write_file
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.spec import Spec
+from edgecnn.records import CompiledCheck, EngineFile, QuantizeFile, parsed
 from edgecnn.report.detection import ChangedImage, PrecisionRecall
 from edgecnn.report.ladder import Ladder
-
-if TYPE_CHECKING:
-    from edgecnn.report.evidence import Evidence
 
 SCHEMA_VERSION: Literal[1] = 1
 State = Literal["pass", "fail", "not-enough-evidence", "incomplete", "not-comparable"]
@@ -89,14 +87,6 @@ class Distribution(Spec):
     second_p50_ms: float
 
 
-class CompiledCheck(Spec):
-    """One check of an engine that was compiled or parsed, such as the parser of TensorRT for RTX."""
-
-    name: str
-    passed: bool | None  # None: not done here, `detail` says why
-    detail: str = ""
-
-
 class CompiledFor(Spec):
     """A further device (`compile_for`): its engine was built or its graph checked; no verdict, no speed."""
 
@@ -114,8 +104,6 @@ class CompiledFor(Spec):
     @classmethod
     def from_engine(cls, folder: Path, quantized: Path | None = None) -> CompiledFor:
         """From the `engine.json` of a compile stage, and what the ladder of its `quantized` stage has to say."""
-        from edgecnn.report.stage_files import EngineFile, QuantizeFile, parsed
-
         engine = parsed(EngineFile, folder / "engine.json")
         said = parsed(QuantizeFile, quantized / "quantize.json").recovery.notes if quantized else ()
         results = [check.passed for check in engine.checks]
@@ -250,33 +238,29 @@ def parse_report(text: str | bytes, where: str) -> Report:
         raise EdgeError(f"`{where}` is not a valid report: {place}: {first['msg']}", "build the run again") from error
 
 
-def write_report(report: Report, folder: Path, *, evidence: Evidence | None = None) -> None:
+def write_report(report: Report, folder: Path, *, outcomes: bytes | None = None, data: Path | None = None) -> None:
     """Write report.json, report.md, junit.xml and report.html into `folder`, each replaced atomically.
 
     Args:
-        evidence: its per-image outcomes are written as outcomes.npz, which a baseline needs, and its scored images
-            are what the page shows of those that changed.
+        outcomes: written as outcomes.npz, which a baseline needs.
+        data: the data stage's folder, whose scored images are what the page shows of those that changed.
 
     Raises:
         EdgeError: the folder can't be written.
     """
-    from edgecnn.report.evidence import collect_outcomes, outcomes_bytes
     from edgecnn.report.html import as_html
     from edgecnn.report.junit import as_junit
     from edgecnn.report.markdown import as_markdown
     from edgecnn.report.pictures import pictures
 
-    shown = pictures(evidence.data.path, report.changed) if evidence and report.changed else {}
+    shown = pictures(data, report.changed) if data and report.changed else {}
     files = {
         "report.md": as_markdown(report).encode(),
         "junit.xml": as_junit(report).encode(),
         "report.html": as_html(report, shown).encode(),
     }
-    if evidence is not None:
-        outcomes = collect_outcomes(
-            evidence.reference.path, evidence.before.path, evidence.after.path, evidence.data.path
-        )
-        files["outcomes.npz"] = outcomes_bytes(outcomes)
+    if outcomes is not None:
+        files["outcomes.npz"] = outcomes
     files["report.json"] = as_json(report).encode()  # last: whoever finds it finds the others
     for name, content in files.items():
         write_file(folder / name, content)

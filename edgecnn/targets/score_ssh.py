@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from edgecnn.agent.files import digest_of
-from edgecnn.measure.io_contract import IoContract, read_contract
+from edgecnn.measure.io_contract import read_contract
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.device import BackendName
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.targets.engine_io import fixed_batch
 from edgecnn.targets.fleet import Board, Fleet, Json
 from edgecnn.targets.recorded import Recorded
+from edgecnn.tasks import load_task
 from edgecnn.tasks.score import score_here
 
 PIECES = 8  # of a score, for each board: what a lost link costs at most is one
@@ -62,7 +63,7 @@ def score_on(
     digests = {path: digest_of(path) for path in {model, *(shard for piece in pieces for shard in piece.shards)}}
     job = {
         "do": "score", "backend": backend, "model": digests[model], "io": contract.model_dump(mode="json"),
-        "batch": spec.batch, "keep": _keep(contract, spec),
+        "batch": spec.batch, "keep": load_task(contract.task).keep(contract, spec),
     }  # fmt: skip
     folder = out / "resume"
     folder.mkdir(exist_ok=True)
@@ -98,13 +99,6 @@ def cut(data: Path, count: int, size: int, boards: int) -> Iterator[Piece]:
         stop = min(start + each, count)
         inside = [one for one in shards if one[0] < stop and one[1] > start]
         yield Piece(start, stop, inside[0][0], tuple(path for *_, path in inside))
-
-
-def _keep(contract: IoContract, spec: ScoreSpec) -> Json:
-    """What of the answers must travel: of a detector's anchors only those that the metric looks at."""
-    if {output.meaning for output in contract.outputs} == {"boxes", "scores"}:
-        return {"task": "detect", "confidence": spec.confidence}
-    return {"task": "classify"}
 
 
 def _score(

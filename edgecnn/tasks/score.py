@@ -1,15 +1,11 @@
-"""A Runner over the scored images → one outcome per image. The only readers of the scored split."""
+"""A Runner over the scored images → outcomes image by image. The only readers of the scored split."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgecnn.measure.feeding import ImageBatches, answered_batches
 from edgecnn.measure.io_contract import IoContract, read_contract
@@ -19,28 +15,10 @@ from edgecnn.process.versions import decided_by
 from edgecnn.recipe.device import BackendName
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.store.stage import Artifact
-from edgecnn.tasks.classify.metrics import METRICS
+from edgecnn.tasks import Outcomes, Reader, Targets, Task, load_task
 
 if TYPE_CHECKING:
     from edgecnn.backends import Runner
-
-Logits = NDArray[np.float32]
-Labels = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Per image, in the order of the scored split: label, predicted class, outcome of the metric, logits (N, C)."""
-
-    label: Labels
-    predicted: Labels
-    outcome: NDArray[np.float32]
-    logits: Logits
-
-    @property
-    def value(self) -> float:
-        """The metric's value: the mean outcome."""
-        return float(np.mean(self.outcome, dtype=np.float64))
 
 
 @decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval")
@@ -81,7 +59,8 @@ def score_here(
     Args:
         images: what the runner is fed in place of the scored images of `data`.
     """
-    from edgecnn import data as data_room
+
+    from edgecnn.data import images as prepared_images
 
     start = time.monotonic()
     contract = read_contract(model)
@@ -89,74 +68,29 @@ def score_here(
         raise EdgeError(
             f"`{model}` has no `edgecnn.io` metadata, so nobody knows how to feed it images", "export it with edgecnn"
         )
-    how = f"{runner.how}, {detail}" if detail else runner.how
-    images = data_room.images(data, "scored") if images is None else images
-    if contract.task == "detect":
-        from edgecnn.tasks.detect.boxes import boxes
-        from edgecnn.tasks.detect.host_latency import HostTimes
-        from edgecnn.tasks.detect.score_boxes import score_detector, write_detections
-
-        truth, times = boxes(data, "scored"), HostTimes()
-        found = score_detector(runner, contract, images, truth, spec, times)
-        write_detections(
-            out, found, truth, contract.classes, spec, how=how, simulated=simulate, seconds=time.monotonic() - start,
-            host=times.document(contract, truth),
-        )  # fmt: skip
-        return
-    scored = score_runner(runner, contract, images, data_room.labels(data, "scored"), spec)
-    write_score(out, scored, spec, how=how, simulated=simulate, seconds=time.monotonic() - start)
-
-
-def score_runner(
-    runner: Runner, contract: IoContract, images: ImageBatches, labels: Labels, spec: ScoreSpec
-) -> Outcomes:
-    """Run every image and judge it by the metric.
-
-    A model with a fixed batch is fed that batch, the last one filled up with zeros. Logits are the first output of the
-    contract.
-
-    Raises:
-        EdgeError: labels and images differ in number, no images, the wrong number of classes, or logits not finite.
-    """
-    count = len(images)
-    if count == 0 or count != len(labels):
-        raise EdgeError(f"the scored split has {count} images and {len(labels)} labels", "prepare the data again")
-    parts = []
-    for numbers, answers in answered_batches(runner, contract.feed, images, spec.batch):
-        logits = np.asarray(answers[contract.outputs[0].name], np.float32)
-        parts.append(logits.reshape(len(logits), -1)[: len(numbers)])
-    return judge(np.concatenate(parts), np.asarray(labels, np.int64), spec, len(contract.classes))
-
-
-def judge(logits: Logits, labels: Labels, spec: ScoreSpec, classes: int) -> Outcomes:
-    """Per-image outcomes of logits (N, C) against labels (N,).
-
-    Raises:
-        EdgeError: C isn't the number of classes, or a logit isn't finite.
-    """
-    if logits.shape[1] != classes:
-        raise EdgeError(f"the model gives {logits.shape[1]} logits, its contract names {classes} classes")
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(bad):
-        raise EdgeError(
-            f"the model's logits are not finite for {len(bad)} of {len(logits)} images, first image {bad[0]}",
-            "a NaN or infinity is in the weights, or a scale or an FP16 part overflows",
-        )
-    outcome = METRICS[spec.metric].outcomes(logits, labels)
-    return Outcomes(labels, logits.argmax(axis=1).astype(np.int64), outcome, logits)
-
-
-def write_score(out: Path, scored: Outcomes, spec: ScoreSpec, *, how: str, simulated: bool, seconds: float) -> None:
-    """Write outcomes.npz (the same bytes for the same outcomes) and score.json."""
-    np.savez(
-        out / "outcomes.npz",
-        label=scored.label,
-        predicted=scored.predicted,
-        outcome=scored.outcome,
-        logits=scored.logits,
-    )
+    task = load_task(contract.task)
+    targets, images = task.targets(data, "scored"), prepared_images(data, "scored") if images is None else images
+    reader, outcomes = judged(runner, task, contract, images, targets, spec)
+    task.write(outcomes, out / "outcomes.npz")
     content = {
-        "metric": spec.metric, "value": scored.value, "unit": METRICS[spec.metric].unit, "n": len(scored.label),
-        "how": how, "simulated": simulated, "seconds": round(seconds, 3),
+        **reader.figures(outcomes), "n": len(outcomes), "how": f"{runner.how}, {detail}" if detail else runner.how,
+        "simulated": simulate, "seconds": round(time.monotonic() - start, 3),
     }  # fmt: skip
     (out / "score.json").write_text(json.dumps(content, indent=1))
+
+
+def judged(
+    runner: Runner, task: Task, contract: IoContract, images: ImageBatches, targets: Targets, spec: ScoreSpec
+) -> tuple[Reader, Outcomes]:
+    """Run every image and judge the answers; a model with a fixed batch is fed that batch, the last one filled up.
+
+    Raises:
+        EdgeError: no images, images and labels differ in number, or answers that can't be judged.
+    """
+    count = len(images)
+    if count == 0 or count != len(targets):
+        raise EdgeError(f"the scored split has {count} images and {len(targets)} labels", "prepare the data again")
+    reader = task.reader(contract, spec, targets, final=True)
+    for numbers, answers in answered_batches(runner, contract.feed, images, spec.batch):
+        reader.take(answers, numbers)
+    return reader, reader.outcomes()

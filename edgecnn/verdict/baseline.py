@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,15 +14,11 @@ from edgecnn import __version__
 from edgecnn.measure import stats
 from edgecnn.measure.latency_rule import AS_FAST, SLOWER, latency_state
 from edgecnn.process.errors import EdgeError
+from edgecnn.records import SpeedFile
 from edgecnn.report import Check, Figure, Report, State, now, read_report
-from edgecnn.report.evidence import collect_outcomes
-from edgecnn.report.figures import distribution, timing_text
-from edgecnn.report.stage_files import SpeedFile
-from edgecnn.verdict import baseline_boxes
-from edgecnn.verdict.accuracy_checks import drop_check, no_better_than_constant
-from edgecnn.verdict.baseline_file import Baseline, Outcomes, read_baseline, read_outcomes, write_baseline
-
-__all__ = ["check", "collect_outcomes", "latency_state", "update"]
+from edgecnn.verdict.accuracy_checks import drop_check
+from edgecnn.verdict.baseline_file import Baseline, Kept, read_baseline, read_outcomes, write_baseline
+from edgecnn.verdict.figures import distribution, timing_text
 
 MAX_REGRESSION = 0.0025
 MODELS = ("model.onnx", "model.int8.onnx")
@@ -52,7 +48,7 @@ def update(run: Path, file: Path, *, model: bool = True) -> None:
         EdgeError: the run folder lacks a file, or `file` can't be written.
     """
     report = read_report(run)
-    outcomes = read_outcomes(_bytes(run / "outcomes.npz"), str(run / "outcomes.npz"))
+    outcomes = _outcomes(report, run)
     models = {name: _bytes(run / name) for name in MODELS} if model else {}
     write_baseline(file, report, _bytes(run / "report.json"), outcomes, models)
 
@@ -77,7 +73,7 @@ def check(
             f"max_regression is a fraction of 1 from 0 to below 0.5, got {max_regression}", "0.0025 is a quarter point"
         )
     candidate, baseline = read_report(run), read_baseline(file)
-    outcomes = read_outcomes(_bytes(run / "outcomes.npz"), str(run / "outcomes.npz"))
+    outcomes = _outcomes(candidate, run)
     why = _not_comparable(candidate, outcomes, baseline)
     times = None
     if why:
@@ -87,7 +83,7 @@ def check(
         latency = Check(name="latency", state="not-comparable", unit="x", detail=why)
     else:
         identical = baseline.int8_model is not None and baseline.int8_model == _bytes(run / "model.int8.onnx")
-        accuracy = _accuracy(baseline.outcomes, outcomes, candidate.metric, max_regression, identical=identical)
+        accuracy = _accuracy(baseline, outcomes, max_regression, identical=identical)
         if identical:
             same = "the baseline's own INT8 model, byte for byte: it is as fast as itself"
             latency = Check(name="latency", state="pass", unit="x", detail=same)
@@ -102,7 +98,7 @@ def check(
             "when": now(),
             "edgecnn": __version__,
             "checks": (accuracy, latency),
-            "figures": () if why else _figures(baseline.outcomes, outcomes, candidate.metric, accuracy, latency),
+            "figures": () if why else tuple(_figures(baseline, outcomes, accuracy, latency)),
             "classes": (),
             "layers": (),
             "compiled_for": (),
@@ -115,7 +111,7 @@ def check(
     )
 
 
-def _not_comparable(candidate: Report, outcomes: Outcomes, baseline: Baseline) -> str:
+def _not_comparable(candidate: Report, outcomes: Kept, baseline: Baseline) -> str:
     """Why the two can't be paired; empty when they can."""
     head = baseline.head
     if candidate.device != head.device:
@@ -128,37 +124,26 @@ def _not_comparable(candidate: Report, outcomes: Outcomes, baseline: Baseline) -
             f" (digest {candidate.data_digest[:12]}, baseline {head.data_digest[:12]});"
             " make the baseline again with --update"
         )
-    if baseline_boxes.is_detector(outcomes):
-        same = baseline_boxes.same_truth(outcomes, baseline.outcomes)
-    else:
-        same = np.array_equal(outcomes["label"], baseline.outcomes["label"])
-    if not same:
+    if not outcomes.task.same_targets(outcomes.int8, baseline.outcomes.int8):
         return "not comparable: the labels of the scored images differ"
     return ""
 
 
-def _accuracy(before: Outcomes, after: Outcomes, metric: str, max_regression: float, *, identical: bool) -> Check:
+def _accuracy(baseline: Baseline, after: Kept, max_regression: float, *, identical: bool) -> Check:
     """The rule; what is the baseline's own model with its own answers needs no further images."""
-    if baseline_boxes.is_detector(before):
-        check = baseline_boxes.accuracy_check(before, after, metric, max_regression)
-        nothing = baseline_boxes.nothing_proved(before, metric)
-    else:
-        check = _classified(before, after, max_regression)
-        nothing = no_better_than_constant(before["label"], before["int8_outcome"], metric, sure=True)
+    before, metric, task = baseline.outcomes, baseline.head.metric, after.task
+    names = ("the baseline", "the candidate")
+    check = drop_check("max_regression", task, before.int8, after.int8, metric, max_regression, names=names)
+    nothing = task.nothing_proved(before.int8, metric, sure=True)
     if nothing and check.state == "pass":
         detail = f"the baseline's INT8: {nothing}; {check.detail}"
         return check.model_copy(update={"state": "not-enough-evidence", "detail": detail})
-    same = all(np.array_equal(before[name], after[name]) for name in after if name.startswith("int8_"))
+    int8 = (name for name in after.arrays if name.startswith("int8_"))
+    same = all(np.array_equal(before.arrays[name], after.arrays[name]) for name in int8)
     if identical and same and check.state == "not-enough-evidence" and not nothing:
         detail = f"the baseline's own INT8 model and answers; {check.detail}"
         return check.model_copy(update={"state": "pass", "detail": detail})
     return check
-
-
-def _classified(before: Outcomes, after: Outcomes, max_regression: float) -> Check:
-    first, second = before["int8_outcome"] > 0.5, after["int8_outcome"] > 0.5
-    b, c = int(np.sum(first & ~second)), int(np.sum(~first & second))
-    return drop_check("max_regression", b, c, len(first), max_regression, first="the baseline", second="the candidate")
 
 
 def _latency(run: Path, baseline: Baseline, time_files: TimeFiles | None) -> tuple[Check, Times | None]:
@@ -192,41 +177,16 @@ def _latency(run: Path, baseline: Baseline, time_files: TimeFiles | None) -> tup
     return check, times
 
 
-def _figures(before: Outcomes, after: Outcomes, metric: str, accuracy: Check, latency: Check) -> tuple[Figure, ...]:
-    ratio = Figure(
+def _figures(baseline: Baseline, after: Kept, accuracy: Check, latency: Check) -> Iterator[Figure]:
+    yield from after.task.paired_figures(baseline.outcomes.int8, after.int8, baseline.head.metric, accuracy)
+    yield Figure(
         name="latency_ratio", title="Latency, candidate / baseline", group="latency", value=latency.measured,
         lower=latency.lower, upper=latency.upper, unit="x", conditions=latency.detail,
     )  # fmt: skip
-    if baseline_boxes.is_detector(before):
-        return (*baseline_boxes.accuracy_figures(before, after, metric, accuracy), ratio)
-    n = len(before["label"])
 
-    def proportion(name: str, title: str, outcome: NDArray[Any]) -> Figure:
-        right = int(np.sum(outcome > 0.5))
-        low, high = (100 * bound for bound in stats.wilson_interval(right, n))
-        conditions = f"{n:,} images · 95 % Wilson interval"
-        return Figure(
-            name=name, title=title, group="accuracy", value=100 * right / n, lower=low, upper=high, unit="%",
-            conditions=conditions,
-        )  # fmt: skip
 
-    drop = Figure(
-        name="accuracy_drop", title="Accuracy drop", group="accuracy", value=accuracy.measured,
-        lower=accuracy.lower, upper=accuracy.upper, unit="points",
-        conditions=f"baseline against candidate, the same {n:,} images · one-sided 95 % Tango bounds",
-    )  # fmt: skip
-    agreement = Figure(
-        name="agreement", title="Same answer as the baseline", group="accuracy", unit="%",
-        value=100 * float(np.mean(before["int8_predicted"] == after["int8_predicted"])),
-        conditions=f"the same {n:,} images",
-    )  # fmt: skip
-    return (
-        proportion("baseline_accuracy", "Baseline INT8", before["int8_outcome"]),
-        proportion("int8_accuracy", "Candidate INT8", after["int8_outcome"]),
-        drop,
-        agreement,
-        ratio,
-    )
+def _outcomes(report: Report, run: Path) -> Kept:
+    return read_outcomes(report.metric, _bytes(run / "outcomes.npz"), str(run / "outcomes.npz"))
 
 
 def _bytes(path: Path) -> bytes:

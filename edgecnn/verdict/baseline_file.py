@@ -18,27 +18,32 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from edgecnn.data.archives import DAMAGED
 from edgecnn.process.disk import write_file
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.spec import Spec
+from edgecnn.recipe.tasks import task_of_metric
 from edgecnn.report import Report, parse_report
-from edgecnn.report.evidence import outcomes_bytes
-from edgecnn.verdict.baseline_boxes import fault, is_detector
+from edgecnn.tasks import Arrays, Outcomes, Task, load_task
+from edgecnn.verdict.evidence import outcomes_bytes
 
-NEEDED = ("label", "int8_outcome", "int8_predicted")
-CLASSES = ("label", "int8_predicted")
 LIMITS = {"baseline.json": 1 << 20, "report.json": 64 << 20, "outcomes.npz": 1 << 30}  # bytes
 MODEL_LIMIT = 8 << 30
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold: equal contents are equal bytes
 
-Outcomes = dict[str, NDArray[Any]]
+
+@dataclass(frozen=True)
+class Kept:
+    """A run's outcomes.npz: its arrays, and INT8's outcomes in them."""
+
+    task: Task
+    arrays: Arrays
+    int8: Outcomes
 
 
 class BaselineFile(Spec):
@@ -61,19 +66,17 @@ class Baseline:
 
     head: BaselineFile
     report: Report
-    outcomes: Outcomes
+    outcomes: Kept
     int8_model: bytes | None
 
 
-def write_baseline(
-    file: Path, report: Report, report_json: bytes, outcomes: Outcomes, models: Mapping[str, bytes]
-) -> None:
+def write_baseline(file: Path, report: Report, report_json: bytes, outcomes: Kept, models: Mapping[str, bytes]) -> None:
     """Write a baseline file. `models`: ONNX bytes by file name, empty to leave them out.
 
     Raises:
         EdgeError: `file` can't be written.
     """
-    members = {"report.json": report_json, "outcomes.npz": outcomes_bytes(outcomes)}
+    members = {"report.json": report_json, "outcomes.npz": outcomes_bytes(outcomes.arrays)}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in models.items()}
     members.update({f"models/{digests[name]}.onnx": content for name, content in models.items()})
     head = BaselineFile(
@@ -142,34 +145,24 @@ def _read_archive(archive: zipfile.ZipFile, where: str) -> Baseline:
     return Baseline(
         head=head,
         report=parse_report(content["report.json"], f"{where}: report.json"),
-        outcomes=read_outcomes(content["outcomes.npz"], f"{where}: outcomes.npz"),
+        outcomes=read_outcomes(head.metric, content["outcomes.npz"], f"{where}: outcomes.npz"),
         int8_model=content[f"models/{int8}.onnx"] if int8 else None,
     )
 
 
-def read_outcomes(content: bytes, where: str) -> Outcomes:
+def read_outcomes(metric: str, content: bytes, where: str) -> Kept:
+    """The outcomes.npz of a run that was scored by a metric.
+
+    Raises:
+        EdgeError: it is damaged, or holds no such outcomes.
+    """
+    task = load_task(task_of_metric(metric))
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as inner:
             if sum(entry.file_size for entry in inner.infolist()) > LIMITS["outcomes.npz"]:
                 raise ValueError("it unpacks to more than a gigabyte")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            outcomes = {name: file[name] for name in file.files}
-        if is_detector(outcomes):
-            if why := fault(outcomes):
-                raise ValueError(why)
-            return outcomes
-        missing = [name for name in NEEDED if name not in outcomes]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        images = len(np.atleast_1d(outcomes["label"]))
-        if not images or any(values.shape != (images,) for values in outcomes.values()):
-            raise ValueError("its arrays are not one value for each image")
-        if any(values.dtype.kind not in "fiub" for values in outcomes.values()):
-            raise ValueError("its arrays are not numbers")
-        if not all(np.isin(values, (0, 1)).all() for name, values in outcomes.items() if name.endswith("_outcome")):
-            raise ValueError("its outcomes are not 1 for right and 0 for wrong")
-        if any(outcomes[name].dtype.kind not in "iu" or (outcomes[name] < 0).any() for name in CLASSES):
-            raise ValueError("its labels and answers are not class numbers")
+            arrays = {name: file[name] for name in file.files}
+        return Kept(task, arrays, task.restore(arrays))
     except (*DAMAGED, OSError) as error:
         raise EdgeError(f"`{where}` holds no per-image outcomes: {error}", "build the run again") from error
-    return outcomes

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from edgecnn import __version__
 from edgecnn.measure import stats
 from edgecnn.measure.latency_rule import MIN_PAIRS
@@ -13,22 +11,11 @@ from edgecnn.process.disk import write_file
 from edgecnn.recipe.device import DeviceFacts, DeviceProfile
 from edgecnn.recipe.recipe import Budgets, Recipe
 from edgecnn.report import Check, Conditions, Report, State, as_json, now
-from edgecnn.report.board_figures import board_notes, boards_text
-from edgecnn.report.box_figures import box_parts
-from edgecnn.report.evidence import (
-    Array,
-    Classified,
-    Detected,
-    Evidence,
-    Measured,
-    collect_outcomes,
-    read_evidence,
-)
-from edgecnn.report.figures import all_figures, class_accuracies, distribution, ladder, timing_text
 from edgecnn.store.stage import Artifact
 from edgecnn.verdict.accuracy_checks import accuracy_check, least_check, nothing_proved, told_simulated
-
-__all__ = ["Evidence", "collect_outcomes", "judge"]
+from edgecnn.verdict.board_figures import board_notes, boards_text
+from edgecnn.verdict.evidence import Evidence, Measured, read_evidence
+from edgecnn.verdict.figures import all_figures, distribution, ladder, timing_text
 
 MIN_P99_QUERIES = 1024
 NOISY = 0.05  # distance of the undisturbed runs' speed-up from that of the median pair
@@ -43,7 +30,6 @@ def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: 
     measured = read_evidence(evidence)
     float_name = "FP16" if profile.scheme.islands == "float16" else "FP32"
     figures = all_figures(measured, float_name)
-    curve, changed = box_parts(measured.answers, measured.classes)
     return Report(
         recipe=recipe.name,
         run=run,
@@ -53,16 +39,15 @@ def judge(recipe: Recipe, profile: DeviceProfile, facts: DeviceFacts, evidence: 
         metric=recipe.score.metric,
         data_digest=measured.data_digest,
         conditions=_conditions(recipe, facts, measured),
-        checks=(_engine(measured), *nothing_proved(measured.answers), *_budgets(recipe.budgets, measured)),
+        checks=(_engine(measured), *nothing_proved(measured), *_budgets(recipe.budgets, measured)),
         figures=figures,
-        classes=class_accuracies(measured),
+        classes=measured.task.class_figures(measured.compared, measured.classes),
         layers=measured.layers,
         ladder=ladder(measured.quantize),
         distribution=distribution(measured.float_ms, measured.int8_ms, float_name, "INT8"),
-        curve=curve,
-        changed=changed,
         warnings=measured.quantize.warnings,
         notes=_notes(profile, facts, measured, {figure.name: figure.value for figure in figures}),
+        **measured.task.parts(measured.compared, measured.classes),
     )
 
 
@@ -98,12 +83,12 @@ def _engine_note(measured: Measured) -> str:
 def _budgets(budgets: Budgets, measured: Measured) -> list[Check]:
     checks = []
     if budgets.max_accuracy_drop is not None:
-        check = told_simulated(accuracy_check(measured.answers, budgets.max_accuracy_drop), measured.answers)
+        check = told_simulated(accuracy_check(measured, budgets.max_accuracy_drop), measured)
         checks.append(check)
         if (missed := _recovery(measured, budgets.max_accuracy_drop, check.state)) is not None:
             checks.append(missed)
     if budgets.min_accuracy is not None:
-        checks.append(told_simulated(least_check(measured.answers, budgets.min_accuracy), measured.answers))
+        checks.append(told_simulated(least_check(measured, budgets.min_accuracy), measured))
     if budgets.min_speedup is not None:
         checks.append(_speedup(budgets.min_speedup, measured))
     if budgets.max_p99_ms is not None:
@@ -184,7 +169,7 @@ def _p99(limit: float, measured: Measured) -> Check:
 
 
 def _conditions(recipe: Recipe, facts: DeviceFacts, measured: Measured) -> Conditions:
-    quantize, after = measured.quantize, measured.answers.after.file
+    quantize, after = measured.quantize, measured.compared.after.file
     scheme = quantize.scheme
     model, data, train = recipe.model, recipe.data, recipe.train
     weights = "" if model.weights is None else f", weights {getattr(model.weights, 'name', model.weights)}"
@@ -204,7 +189,7 @@ def _conditions(recipe: Recipe, facts: DeviceFacts, measured: Measured) -> Condi
         boards=boards_text(after, measured.speed),
         simulated=after.simulated,
         scoring=after.how,
-        reference=measured.answers.reference.file.how,
+        reference=measured.compared.reference.file.how,
         calibration_images=quantize.calibration.images,
         calibration_digest=quantize.calibration.digest,
         layer_images=quantize.layer_images,
@@ -224,7 +209,7 @@ def _notes(
     notes = list(measured.quantize.recovery.notes)
     if not (measured.engine.built and measured.engine.runnable):
         notes.append(f"engine: {_engine_note(measured)}")
-    if measured.answers.after.file.simulated:
+    if measured.compared.after.file.simulated:
         notes.append("INT8 accuracy is simulated: the graph evaluated in float, until the engine itself was scored")
     if measured.quantize.scheme.weights == "int8-per-channel-7bit":
         notes.append("weights have 7 bits: this CPU has no VNNI, and 8-bit products would saturate its 16-bit sums")
@@ -236,22 +221,9 @@ def _notes(
             f"the machine was noisy: speed-up {calm:.2f}x by 5th percentiles, {pairs:.2f}x by the median of pairs;"
             " not comparable with other runs"
         )
-    match measured.answers:
-        case Classified(reference, before, _):
-            disagreement = _disagreement(before.predicted, reference.predicted)
-            if disagreement > 0.005:
-                notes.append(
-                    f"the device's float engine answers {100 * disagreement:.1f} % of the images differently from FP32"
-                )
-        case Detected(reference, before, _):
-            distance = abs(before.file.value - reference.file.value)
-            if distance > 0.003:
-                notes.append(f"the device's float engine is {100 * distance:.1f} points of mAP away from FP32")
+    if note := measured.task.float_note(measured.compared):
+        notes.append(note)
     notes += board_notes(measured.speed)
     if facts.reachable and measured.speed.measured and not measured.speed.clocks_locked:
         notes.append("clocks were not locked: absolute times belong to this run, the ratio is what compares")
     return tuple(dict.fromkeys(notes))
-
-
-def _disagreement(first: Array, second: Array) -> float:
-    return float(np.mean(first != second))

@@ -15,7 +15,7 @@ from edgecnn.recipe.recipe import Recipe
 from edgecnn.recipe.yaml_file import dump_yaml
 from edgecnn.report import Report, write_report
 from edgecnn.store.stage import Artifact, code_version
-from edgecnn.verdict.gate import Evidence
+from edgecnn.verdict.evidence import Evidence, collect_outcomes, outcomes_bytes
 
 LIBRARIES = (
     "numpy", "pillow", "scipy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "torch",
@@ -90,7 +90,8 @@ def _write(
             "versions": {"edgecnn": code_version(), **{name: versions(name) for name in LIBRARIES}},
         }
         (partial / "recipe.lock.yaml").write_text(dump_yaml(lock))
-        write_report(report, partial, evidence=evidence)
+        kept = outcomes_bytes(collect_outcomes(evidence))
+        write_report(report, partial, outcomes=kept, data=evidence.data.path)
         try:
             os.rename(partial, run)
         except OSError:

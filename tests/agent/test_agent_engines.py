@@ -86,7 +86,7 @@ def test_an_engine_scores_and_is_timed(home: AgentHome, tmp_path: Path) -> None:
     io = contract.model_dump(mode="json")
     job = home.start(
         "score", backend="tensorrt", model=engine, io=io, shards=[home.put(tmp_path / "scored-00000.npy")], first=0,
-        batch=8, keep={"task": "classify"},
+        batch=8, keep={},
     )  # fmt: skip
     answer = job.wait()["result"]
     assert answer["how"] == "TensorRT 10.3.0 engine, CUDA graph off"

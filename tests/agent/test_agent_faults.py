@@ -229,7 +229,7 @@ def test_the_disk_is_full(small_disk: Path, tmp_path: Path, free: int) -> None:
     write_shards(tmp_path, "scored", len(pixels), list(pixels))
     job = home.write_job(
         "score", backend="onnxruntime", model=home.put(model), io=contract.model_dump(mode="json"), first=0, batch=64,
-        shards=[home.put(tmp_path / "scored-00000.npy")], keep={"task": "classify"},
+        shards=[home.put(tmp_path / "scored-00000.npy")], keep={},
     )  # fmt: skip
     fill(small_disk, free)
     answer = home.launch(job).wait()

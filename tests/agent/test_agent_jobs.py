@@ -190,7 +190,7 @@ def score_job(home: AgentHome, model: Path, shards: list[Path], **more: object) 
     return {
         "backend": "onnxruntime", "model": home.put(model), "graph": home.put(model),
         "io": contract.model_dump(mode="json"), "shards": [home.put(shard) for shard in shards], "first": 0,
-        "batch": 16, "keep": {"task": "classify"}, **more,
+        "batch": 16, "keep": {}, **more,
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 from agent_home import AgentHome
 from golden_graphs import save, value
 from onnx import TensorProto, helper
+from scoring import score_detector
 
 from edgecnn.backends import ort
 from edgecnn.data.index import Images, write_shards
@@ -16,8 +17,8 @@ from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputCo
 from edgecnn.quantize.suppression import suppressed
 from edgecnn.recipe.recipe import ScoreSpec, SuppressSpec
 from edgecnn.targets.recorded import Recorded
+from edgecnn.tasks import load_task
 from edgecnn.tasks.detect.boxes import Boxes
-from edgecnn.tasks.detect.score_boxes import score_detector
 
 COUNT, SIDE = 20, 4
 CELLS = SIDE * SIDE
@@ -71,7 +72,7 @@ def test_a_board_finds_what_is_found_here(inside: bool, tmp_path: Path) -> None:
     job = home.start(
         "score", backend="onnxruntime", model=home.put(model), graph=home.put(model), first=0, batch=spec.batch,
         io=contract.model_dump(mode="json"), shards=[home.put(path) for path in sorted(tmp_path.glob("scored-*.npy"))],
-        keep={"task": "detect", "confidence": spec.confidence},
+        keep=load_task("detect").keep(contract, spec),
     )  # fmt: skip
     answer = job.wait()["result"]
     names = [one.name for one in contract.outputs]

@@ -87,7 +87,7 @@ def test_compile_score_and_time(tmp_path: Path, runtime: Path, version: str) -> 
     write_shards(tmp_path, "scored", 50, list(pixels))
     io = contract.model_dump(mode="json")
     scored = home.start(
-        "score", backend="tensorrt", model=engine["engine"], io=io, first=0, batch=16, keep={"task": "classify"},
+        "score", backend="tensorrt", model=engine["engine"], io=io, first=0, batch=16, keep={},
         shards=[home.put(tmp_path / "scored-00000.npy")],
     )  # fmt: skip
     answer = scored.wait()["result"]
@@ -118,7 +118,7 @@ def test_a_fixed_batch_and_float_input(tmp_path: Path, libraries: Path) -> None:
     write_shards(tmp_path, "scored", 6, list(pixels))
     scored = home.start(
         "score", backend="tensorrt", model=engine, io=contract.model_dump(mode="json"), first=0, batch=64,
-        shards=[home.put(tmp_path / "scored-00000.npy")], keep={"task": "classify"},
+        shards=[home.put(tmp_path / "scored-00000.npy")], keep={},
     )  # fmt: skip
     assert scored.wait()["result"]["images"] == 6
 

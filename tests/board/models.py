@@ -37,7 +37,7 @@ def score_job(folder: Path, images: int = 50) -> Job:
     job = {
         "do": "score", "backend": "onnxruntime", "model": digest_of(model), "graph": digest_of(model),
         "io": contract.model_dump(mode="json"), "shards": [digest_of(shard)], "first": 0, "batch": 8,
-        "keep": {"task": "classify"},
+        "keep": {},
     }  # fmt: skip
     return job, {digest_of(model): model, digest_of(shard): shard}
 

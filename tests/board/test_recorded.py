@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from golden_graphs import colour_images, contract
+from scoring import score_detector, score_runner
 
 from edgecnn.agent.answers import candidates, dense, joined, write_answers
 from edgecnn.backends import Arrays, TensorInfo
@@ -19,8 +20,6 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.targets.recorded import Recorded
 from edgecnn.tasks.detect.boxes import Boxes
-from edgecnn.tasks.detect.score_boxes import score_detector
-from edgecnn.tasks.score import score_runner
 
 ANCHORS, CLASSES = 60, ("cat", "dog")
 

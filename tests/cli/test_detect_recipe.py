@@ -87,7 +87,7 @@ def test_show_tells_what_auto_takes(capsys: pytest.CaptureFixture[str]) -> None:
         ({"data": {"format": "image-folder"}}, "does not go with `data.format: image-folder`"),
         ({"model": {"family": "timm", "name": "resnet18"}}, "does not go with `model.family: timm`"),
         ({"score": {"metric": "top1"}}, "`score.metric: top1` is not for `task: detect`"),
-        ({"data": {"fit": "crop"}}, "write `data.fit: letterbox`"),
+        ({"data": {"fit": "crop"}}, "`data.fit: crop` is not for `task: detect`; write letterbox"),
         ({"model": {"normalize": "imagenet"}}, "leave `normalize` out"),
         ({"export": {"nms": "numpy"}}, "export.nms"),
         (
@@ -120,7 +120,7 @@ def test_the_quantizer_judges_by_the_score_section_and_by_nothing_without_a_budg
 
 
 def test_a_classifier_has_nothing_to_suppress() -> None:
-    with pytest.raises(EdgeError, match=r"`export\.nms: onnx` is for `task: detect`"):
+    with pytest.raises(EdgeError, match=r"`export\.nms: onnx` suppresses boxes"):
         load_recipe("quickstart", ["export.nms=onnx"], None)
 
 

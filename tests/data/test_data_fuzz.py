@@ -23,7 +23,7 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
 from edgecnn.tasks.detect.annotations import in_pixels
 from edgecnn.tasks.detect.coco import outside
-from edgecnn.tasks.detect.prepare_boxes import annotated
+from edgecnn.tasks.detect.prepare import annotated
 from edgecnn.tasks.detect.yolo import watched
 
 CASES = 250  # of each format

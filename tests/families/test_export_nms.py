@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scoring import score_detector
 
 from edgecnn.backends import ort
 from edgecnn.data.index import Images
@@ -21,7 +22,6 @@ from edgecnn.quantize.suppression import suppressed
 from edgecnn.recipe.recipe import ExportSpec, ModelSpec, ScoreSpec, SuppressSpec
 from edgecnn.store.stage import Artifact
 from edgecnn.tasks.detect.boxes import Boxes
-from edgecnn.tasks.detect.score_boxes import score_detector
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 SIZE, COUNT = 320, 24

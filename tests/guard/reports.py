@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from evidence_folders import CPU, HERE, climb, evidence, recipe
+from scoring import write_detections
 
 from edgecnn.data.index import Index, write_index
 from edgecnn.recipe.recipe import Recipe
 from edgecnn.report import as_json
 from edgecnn.tasks.detect.boxes import Boxes
 from edgecnn.tasks.detect.detect import Detections
-from edgecnn.tasks.detect.score_boxes import write_detections
 from edgecnn.verdict.gate import judge
 
 CELLS = ("cell", "blob")
@@ -87,7 +87,7 @@ def detector(folder: Path) -> dict[str, Any]:
     })  # fmt: skip
     for artifact, int8 in ((made.reference, False), (made.before, False), (made.after, True)):
         found = Detections.joined([_found(number, int8) for number in numbers])
-        write_detections(artifact.path, found, truth, CELLS, asked.score, how="x", simulated=False, seconds=1.0)
+        write_detections(artifact.path, found, truth, CELLS, "map50_95")
     return timeless(json.loads(as_json(judge(asked, CPU, HERE, made))))
 
 

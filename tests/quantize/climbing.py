@@ -13,12 +13,13 @@ from color_graphs import CONTRACT, as_ir, color_net, colors
 from quantize_graphs import TENSORRT, Pictures
 
 from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Candidate, Drop, Tools
-from edgecnn.quantize.judge import paired_drop
+from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.ladder import Climb, Rung, climb
 from edgecnn.quantize.placement import Graph, Placement, place
 from edgecnn.quantize.sessions import observe
 from edgecnn.recipe.recipe import RungName
+from edgecnn.tasks import Drop
+from edgecnn.tasks.classify.outcomes import paired_drop
 
 IMAGES = 1000
 

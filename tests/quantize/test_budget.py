@@ -68,14 +68,14 @@ def test_without_a_budget_nothing_is_judged(tmp_path: Path) -> None:
     assert record["ladder"][1]["kept"]
     assert all(row["drop"] is None and row["sqnr_db"] is not None for row in record["ladder"])
     assert record["recovery"]["state"] == "unasked"
-    assert verdict_of(record) == (None, "")
+    assert verdict_of(record, "classify") == (None, "")
 
 
 def test_a_budget_that_is_missed_still_writes_the_model(tmp_path: Path) -> None:
     record = quantized(tmp_path / "out", hard_net(), 0.02)
     assert record["recovery"]["state"] == "missed"
     assert record["ladder"][0]["drop"] > 0.5
-    assert verdict_of(record)[0] == "fail"
+    assert verdict_of(record, "classify")[0] == "fail"
     assert (tmp_path / "out" / "model.onnx").is_file()
 
 
@@ -156,7 +156,7 @@ def test_calibrate_and_select_are_disjoint(tmp_path: Path) -> None:
     others = {int(image[0, 0, 0]) for image in selected.images.batch(0, 99)}
     assert (len(first), len(others), first & others) == (20, 30, set())
     numbers = selected.images.batch(0, 99)[:, 0, 0, 0]
-    assert np.array_equal(selected.labels, numbers % 3)
+    assert np.array_equal(selected.targets, numbers % 3)
     alone, none, held = share_out(tmp_path / "data.npz", CONTRACT, limited, Promise())
     assert none is None
     assert held is not None

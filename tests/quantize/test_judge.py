@@ -17,10 +17,13 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools
 from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.judge import Selected, SelectJudge, paired_drop
+from edgecnn.quantize.judge import Selected, SelectJudge
 from edgecnn.quantize.placement import Graph
 from edgecnn.quantize.recover.quality import fidelity, split
+from edgecnn.recipe.recipe import ScoreSpec
+from edgecnn.tasks.classify.outcomes import paired_drop
 
+TOP1 = ScoreSpec(metric="top1")
 # Blue is read as green: the 10 blue ones of 30 images are lost.
 BLIND = np.array([[1, 0, 0], [0, 1, 0.9], [0, 0, 0.1]], np.float32)
 
@@ -36,7 +39,7 @@ class Counting(Pictures):
 
 
 def judge_of(count: int = 30, **given: object) -> SelectJudge:
-    return SelectJudge(as_ir(color_net()), CONTRACT, selected(count), "top1", TENSORRT, **given)  # type: ignore[arg-type]
+    return SelectJudge(as_ir(color_net()), CONTRACT, selected(count), TOP1, TENSORRT, **given)  # type: ignore[arg-type]
 
 
 def test_drop_is_what_one_counts() -> None:
@@ -64,9 +67,9 @@ def test_gains_and_losses_are_paired() -> None:
     ids=["a batch that does not divide the images", "one row for the whole batch", "one image at a time"],
 )
 def test_graphs_that_take_batches_otherwise_are_judged_alike(reference: object) -> None:
-    judge = SelectJudge(as_ir(reference), CONTRACT, selected(), "top1", TENSORRT)
+    judge = SelectJudge(as_ir(reference), CONTRACT, selected(), TOP1, TENSORRT)
     assert judge.batch in (1, 7)
-    assert judge.exact.all()
+    assert judge.exact.right.all()
     assert len(judge.exact) == 30
 
 
@@ -84,23 +87,23 @@ def test_what_is_no_row_of_logits_is_not_judged(end: str, tmp_path: Path) -> Non
     contract = contract_of(path, "range=1")
     chosen = Selected(Pictures(np.zeros((6, 16, 16, 3), np.uint8)), np.arange(6) % 3)
     with pytest.raises(EdgeError, match=r"output `y` is .*, not one row of logits for each image"):
-        SelectJudge(canonical(path), contract, chosen, "top1", TENSORRT)
+        SelectJudge(canonical(path), contract, chosen, TOP1, TENSORRT)
 
 
 def test_only_some_images_decide_and_they_are_of_all_classes() -> None:
     images, labels = colors(300)
     order = np.argsort(labels, kind="stable")  # as a folder of classes stands
     sorted_by_class = Selected(Pictures(images[order]), labels[order])
-    judge = SelectJudge(as_ir(color_net()), CONTRACT, sorted_by_class, "top1", TENSORRT, most=60)
+    judge = SelectJudge(as_ir(color_net()), CONTRACT, sorted_by_class, TOP1, TENSORRT, most=60)
     assert judge.images == 60
-    assert sorted_by_class.some(60) == judge.numbers
-    assert min(np.bincount(judge.labels)) > 10
+    assert sorted_by_class.draw(60).tolist() == judge.numbers.tolist()
+    assert min(np.bincount(judge.targets)) > 10
 
 
 def test_a_candidate_is_scored_once() -> None:
     images, labels = colors()
     source = Counting(images)
-    judge = SelectJudge(as_ir(color_net()), CONTRACT, Selected(source, labels), "top1", TENSORRT)
+    judge = SelectJudge(as_ir(color_net()), CONTRACT, Selected(source, labels), TOP1, TENSORRT)
     first = judge.drop(without_quantization(color_net(second=BLIND)))
     reads = source.reads
     assert judge.drop(without_quantization(color_net(second=BLIND))) == first
@@ -126,7 +129,7 @@ def test_the_cpus_own_kernels_judge_a_quantized_graph() -> None:
     feeder = Feeder(model, CONTRACT, Pictures(colors()[0]), 30)
     graph = Graph(model, observe(model, list(feeder.feeds([0])))[0])
     candidate, _ = first(model, place(graph, CPU), Tools(CPU, graph, feeder, "minmax", folder=None))  # type: ignore[arg-type]
-    judge = SelectJudge(model, CONTRACT, selected(), "top1", CPU, kernels="this CPU")
+    judge = SelectJudge(model, CONTRACT, selected(), TOP1, CPU, kernels="this CPU")
     assert judge.drop(candidate).point == 0.0
 
 
@@ -143,35 +146,32 @@ def test_the_cpus_own_kernels_judge_a_quantized_graph() -> None:
 def test_labels_that_prove_nothing_are_refused(labels: np.ndarray, words: str) -> None:
     images, _ = colors()
     with pytest.raises(EdgeError) as refused:
-        SelectJudge(as_ir(color_net()), CONTRACT, Selected(Pictures(images), labels), "top1", TENSORRT)
+        SelectJudge(as_ir(color_net()), CONTRACT, Selected(Pictures(images), labels), TOP1, TENSORRT)
     assert words in refused.value.message
 
 
 def test_images_too_few_to_show_any_model_right_refuse_none() -> None:
     images, labels = colors()
     few = [int(np.flatnonzero(labels == kind)[0]) for kind in (0, 1)]
-    judge = SelectJudge(as_ir(color_net()), CONTRACT, Selected(Pictures(images[few]), labels[few]), "top1", TENSORRT)
-    assert judge.exact.all()
+    judge = SelectJudge(as_ir(color_net()), CONTRACT, Selected(Pictures(images[few]), labels[few]), TOP1, TENSORRT)
+    assert judge.exact.right.all()
 
 
 def test_top5_of_three_classes_proves_nothing() -> None:
     with pytest.raises(EdgeError, match="constant answer"):
-        SelectJudge(as_ir(color_net()), CONTRACT, selected(), "top5", TENSORRT)
+        SelectJudge(as_ir(color_net()), CONTRACT, selected(), ScoreSpec(metric="top5"), TENSORRT)
 
 
 def test_a_model_that_gives_no_numbers_is_at_chance() -> None:
     broken = color_net(first=np.full((3, 3), np.nan, np.float32))
     with pytest.raises(EdgeError, match="right on 0 of 30"):
-        SelectJudge(as_ir(broken), CONTRACT, selected(), "top1", TENSORRT)
+        SelectJudge(as_ir(broken), CONTRACT, selected(), TOP1, TENSORRT)
 
 
-def test_what_is_no_classifier_is_refused() -> None:
-    detector = CONTRACT.model_copy(update={"task": "detect"})
-    with pytest.raises(EdgeError, match="task `detect`"):
-        SelectJudge(as_ir(color_net()), detector, selected(), "top1", TENSORRT)
+def test_logits_that_are_not_there_are_refused() -> None:
     elsewhere = CONTRACT.model_copy(update={"outputs": (CONTRACT.outputs[0].model_copy(update={"name": "scores"}),)})
     with pytest.raises(EdgeError, match="`scores`, but the graph's outputs are logits"):
-        SelectJudge(as_ir(color_net()), elsewhere, selected(), "top1", TENSORRT)
+        SelectJudge(as_ir(color_net()), elsewhere, selected(), TOP1, TENSORRT)
 
 
 def test_fidelity_is_the_noise_at_the_outputs_of_held_images(tmp_path: Path) -> None:

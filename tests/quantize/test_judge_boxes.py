@@ -17,7 +17,7 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools, first
 from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.judge_boxes import BoxJudge, SelectedBoxes
+from edgecnn.quantize.judge import Selected, SelectJudge
 from edgecnn.quantize.placement import Graph, place
 from edgecnn.quantize.sessions import observe
 from edgecnn.recipe.device import Scheme
@@ -66,7 +66,7 @@ CONTRACT = IoContract(
 )  # fmt: skip
 
 
-def selected(*, right: bool = True) -> SelectedBoxes:
+def selected(*, right: bool = True) -> Selected:
     """Images with one bright cell each, labelled there or, wrongly, at a corner of another cell."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 60, (COUNT, SIZE, SIZE, 3), np.uint8)
@@ -79,23 +79,23 @@ def selected(*, right: bool = True) -> SelectedBoxes:
         np.arange(COUNT + 1), np.asarray(boxes, np.float32), np.zeros(COUNT, np.int64), np.zeros(COUNT, bool),
         np.full((COUNT, 2), SIZE, np.int32),
     )  # fmt: skip
-    return SelectedBoxes(Images((pixels,)), truth)
+    return Selected(Images((pixels,)), truth)
 
 
 def judged(
-    tmp_path: Path, images: SelectedBoxes, score: ScoreSpec = SCORE
-) -> tuple[BoxJudge, Tools, Graph]:  # fmt: skip
+    tmp_path: Path, images: Selected, score: ScoreSpec = SCORE
+) -> tuple[SelectJudge, Tools, Graph]:  # fmt: skip
     model = detector(tmp_path / "cells.onnx")
     feeder = Feeder(model, CONTRACT, images.images, 8)
     shapes, _ = observe(model, list(feeder.feeds([0])))
     graph = Graph(model, shapes)
-    return BoxJudge(model, CONTRACT, images, score, SCHEME), Tools(SCHEME, graph, feeder, "minmax", tmp_path), graph
+    return SelectJudge(model, CONTRACT, images, score, SCHEME), Tools(SCHEME, graph, feeder, "minmax", tmp_path), graph
 
 
 def test_a_sound_candidate_loses_nothing_and_a_blind_one_all(tmp_path: Path) -> None:
     judge, tools, graph = judged(tmp_path, selected())
     candidate, _ = first(graph.model, place(graph, SCHEME), tools)
-    assert judge.value > 0.9
+    assert judge.task.bounds(judge.exact, judge.spec.metric).value > 0.9
     sound = judge.drop(candidate)
     assert abs(sound.point) < 0.05
     assert sound.lower <= sound.point <= sound.upper
@@ -115,7 +115,7 @@ def test_it_judges_as_the_recipe_scores(tmp_path: Path, score: dict[str, float |
             judged(tmp_path, selected(), spec)
         return
     judge, tools, graph = judged(tmp_path, selected(), spec)
-    assert judge.value == pytest.approx(value, abs=0.1)
+    assert judge.task.bounds(judge.exact, judge.spec.metric).value == pytest.approx(value, abs=0.1)
     assert judge.spec == spec
     plain, _, _ = judged(tmp_path, selected())
     assert (judge.digest == plain.digest) == (spec == SCORE)
@@ -131,6 +131,6 @@ def test_a_detector_that_finds_nothing_is_refused(tmp_path: Path) -> None:
 def test_its_digest_is_of_what_decides(tmp_path: Path) -> None:
     first_judge, _, _ = judged(tmp_path, selected())
     again, _, _ = judged(tmp_path, selected())
-    fewer = BoxJudge(detector(tmp_path / "b.onnx"), CONTRACT, selected(), SCORE, SCHEME, most=10)
+    fewer = SelectJudge(detector(tmp_path / "b.onnx"), CONTRACT, selected(), SCORE, SCHEME, most=10)
     assert first_judge.digest == again.digest != fewer.digest
     assert fewer.images == 10

@@ -17,8 +17,8 @@ from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputCo
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.suppression import OUTPUTS, bare, suppressed
 from edgecnn.recipe.recipe import ScoreSpec, SuppressSpec
+from edgecnn.tasks.detect.answers import answered
 from edgecnn.tasks.detect.detect import detect
-from edgecnn.tasks.detect.score_boxes import answered
 
 SIZE = 96
 MEANINGS = ("boxes", "scores")

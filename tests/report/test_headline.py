@@ -12,11 +12,11 @@ from evidence_folders import CPU, HERE, evidence, recipe
 from rich.console import Console
 
 from edgecnn.report import LayerError, as_json, parse_report
-from edgecnn.report.figures import distribution
 from edgecnn.report.html import as_html
 from edgecnn.report.markdown import as_markdown
 from edgecnn.report.table import print_report
 from edgecnn.report.wording import headline
+from edgecnn.verdict.figures import distribution
 from edgecnn.verdict.gate import judge
 
 

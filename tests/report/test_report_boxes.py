@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from evidence_folders import CPU, HERE, NO_BOARD, evidence
 from PIL import Image
+from scoring import DETECT, write_detections
 
 from edgecnn.backends.cpu import read_cpu
 from edgecnn.data.index import Index, write_index
-from edgecnn.recipe.recipe import Recipe, ScoreSpec
+from edgecnn.recipe.recipe import Recipe
 from edgecnn.report import as_json, parse_report, write_report
-from edgecnn.report.detection import MOST_IMAGES, changed_images
-from edgecnn.report.evidence import Evidence, collect_outcomes
 from edgecnn.report.pictures import SIDE, pictures
 from edgecnn.tasks.detect.boxes import Boxes
+from edgecnn.tasks.detect.changes import MOST_IMAGES, changed_images
 from edgecnn.tasks.detect.detect import Detections
-from edgecnn.tasks.detect.score_boxes import write_detections
-from edgecnn.verdict.baseline_boxes import accuracy_check, fault, nothing_proved
+from edgecnn.verdict.accuracy_checks import drop_check
+from edgecnn.verdict.evidence import Evidence, collect_outcomes, outcomes_bytes
 from edgecnn.verdict.gate import judge
 
 CLASSES = ("cell", "<blob>")
@@ -112,12 +112,8 @@ def detector(tmp_path: Path) -> Callable[..., Evidence]:
         truth.write(data / "scored_boxes.npz")
         whole = detections(*([(BOX, 0.9, 0), (FAR, 0.5, 1)] for _ in numbers))
         less = detections(*([(BOX, 0.8, 0)] if number < 20 else [(FAR, 0.5, 1)] for number in numbers))
-        spec = ScoreSpec(metric="map50_95")
         for artifact, found in ((made.reference, whole), (made.before, whole), (made.after, less)):
-            write_detections(
-                artifact.path, found, truth, CLASSES, spec, how="onnxruntime 1.32.0", simulated=False, seconds=1.0,
-                host=host,
-            )  # fmt: skip
+            write_detections(artifact.path, found, truth, CLASSES, "map50_95", how="onnxruntime 1.32.0", host=host)
         return made
 
     return make
@@ -151,7 +147,7 @@ def test_the_page_shows_curves_changed_images_and_the_split(detector: Callable[.
     assert engine is not None
     assert total == pytest.approx(2.0 + engine + 0.5)
     assert "confidence 0.25" in figures["nms_p50_ms"].conditions
-    write_report(report, tmp_path / "run", evidence=made)
+    write_report(report, tmp_path / "run", outcomes=outcomes_bytes(collect_outcomes(made)), data=made.data.path)
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<figure>") == MOST_IMAGES
     assert page.count('href="data:image/jpeg;base64,') == MOST_IMAGES
@@ -170,10 +166,9 @@ def test_every_figure_and_verdict_is_of_the_recipes_metric(
 ) -> None:
     """INT8's boxes lie 4 pixels off, an overlap of 0.67: nothing is lost at 0.5, most of it above."""
     made, truth = detector(host(), {"measured": False, "why": "no board"}), truth_of(60)
-    spec = ScoreSpec.model_validate({"metric": metric})
     for artifact, shift in ((made.reference, 0), (made.before, 0), (made.after, 4)):
         found = detections(*([([10.0 + shift, 10, 30.0 + shift, 30], 0.9, 0)] for _ in range(60)))
-        write_detections(artifact.path, found, truth, CLASSES, spec, how="x", simulated=False, seconds=1.0)
+        write_detections(artifact.path, found, truth, CLASSES, metric)
     report = judge(recipe(metric, max_accuracy_drop=0.02), CPU, HERE, made)
     lost = 0.0 if metric == "map50" else 60.0
     check = next(check for check in report.checks if check.name == "max_accuracy_drop")
@@ -186,9 +181,10 @@ def test_every_figure_and_verdict_is_of_the_recipes_metric(
         assert figures[name].title.startswith(shown)
     assert figures["drop_small"].value == pytest.approx(lost)
     assert report.classes[0].int8_accuracy == pytest.approx(100.0 - lost)
-    kept = collect_outcomes(made.reference.path, made.before.path, made.after.path, made.data.path)
+    kept = collect_outcomes(made)
     against = {**kept, **{key.replace("reference", "int8"): kept[key] for key in kept if key.startswith("reference")}}
-    regression = accuracy_check(against, kept, metric, 0.02)
+    first, second = DETECT.restore(against), DETECT.restore(kept)
+    regression = drop_check("max_regression", DETECT, first, second, metric, 0.02)
     assert (regression.state, regression.measured) == (state, pytest.approx(lost))
 
 
@@ -200,17 +196,13 @@ def test_a_detector_that_finds_nothing_proves_nothing(detector: Callable[..., Ev
         none.write(made.data.path / "scored_boxes.npz")
     nothing = detections(*([(FAR, 0.9, 0)] for _ in range(60)))
     for artifact in (made.reference, made.before, made.after):
-        write_detections(
-            artifact.path, nothing, truth if labelled else none, CLASSES, ScoreSpec(metric="map50"), how="x",
-            simulated=False, seconds=1.0,
-        )  # fmt: skip
+        write_detections(artifact.path, nothing, truth if labelled else none, CLASSES, "map50")
     for budgets in ({}, {"max_accuracy_drop": 0.02}):
         report = judge(recipe("map50", **budgets), CPU, HERE, made)
         assert report.verdict == "not-enough-evidence"
         words = "mAP50 is 0.00 % of 60 labelled boxes" if labelled else "no labelled box"
         assert words in next(check for check in report.checks if check.name == "accuracy").detail
-    kept = collect_outcomes(made.reference.path, made.before.path, made.after.path, made.data.path)
-    assert words in nothing_proved(kept, "map50")
+    assert words in DETECT.nothing_proved(DETECT.restore(collect_outcomes(made)), "map50")
 
 
 def test_the_least_accuracy_of_a_detector_is_bounded_by_a_bootstrap(detector: Callable[..., Evidence]) -> None:
@@ -234,10 +226,11 @@ def test_a_baseline_of_detections_that_are_no_numbers_is_refused(
     detector: Callable[..., Evidence], name: str, value: float
 ) -> None:
     made = detector(host(), {"measured": False, "why": "no board"})
-    kept = collect_outcomes(made.reference.path, made.before.path, made.after.path, made.data.path)
-    assert fault(kept) == ""
+    kept = collect_outcomes(made)
+    DETECT.restore(kept)
     kept[name] = np.full_like(kept[name], value)
-    assert fault(kept)
+    with pytest.raises(ValueError, match="its "):
+        DETECT.restore(kept)
 
 
 def test_where_the_engine_ran_elsewhere_nothing_is_added_up(detector: Callable[..., Evidence]) -> None:
@@ -260,7 +253,7 @@ def test_suppression_in_the_graph_is_in_the_engines_time(detector: Callable[...,
 def test_without_a_device_the_host_still_says_its_part(detector: Callable[..., Evidence], tmp_path: Path) -> None:
     made = detector(host(), {"measured": False, "why": "no board"})
     report = judge(recipe(), CPU, NO_BOARD, made)
-    write_report(report, tmp_path / "run", evidence=made)
+    write_report(report, tmp_path / "run", outcomes=outcomes_bytes(collect_outcomes(made)), data=made.data.path)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Letterbox p50" in page
     assert "Where the time" not in page

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from edgecnn.process.errors import EdgeError
 from edgecnn.report import Check, CompiledFor, Report, as_json, parse_report, read_report, write_report
+from edgecnn.verdict.evidence import collect_outcomes, outcomes_bytes
 
 
 def test_json_round_trips(built):
@@ -75,7 +76,7 @@ def test_a_report_cannot_be_changed(built):
 
 
 def test_a_run_folder_holds_every_form_and_the_outcomes(built, built_evidence, tmp_path):
-    write_report(built, tmp_path / "run", evidence=built_evidence)
+    write_report(built, tmp_path / "run", outcomes=outcomes_bytes(collect_outcomes(built_evidence)))
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == ["junit.xml", "outcomes.npz", "report.html", "report.json", "report.md"]
     assert read_report(tmp_path / "run") == built

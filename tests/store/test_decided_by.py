@@ -31,19 +31,25 @@ QUANTIZER = (
     "edgecnn.tasks.detect.detect",
 )
 SCORING = (
-    "edgecnn.tasks.score", "edgecnn.tasks.detect.score_boxes", "edgecnn.tasks.detect.detect",
-    "edgecnn.tasks.detect.decode", "edgecnn.tasks.classify.metrics", "edgecnn.measure.feeding", "edgecnn.backends.ort",
+    "edgecnn.tasks.score", "edgecnn.tasks.detect.coco_eval", "edgecnn.tasks.detect.answers",
+    "edgecnn.tasks.detect.detect", "edgecnn.tasks.detect.decode", "edgecnn.tasks.classify.metrics",
+    "edgecnn.measure.feeding", "edgecnn.backends.ort",
+)  # fmt: skip
+PREPARING = (
+    "edgecnn.data", "edgecnn.tasks.prepare", "edgecnn.tasks.classify.prepare", "edgecnn.tasks.detect.prepare",
+    "edgecnn.tasks.detect.annotations", "edgecnn.tasks.detect.coco", "edgecnn.tasks.detect.voc",
+    "edgecnn.tasks.detect.yolo", "edgecnn.tasks.detect.yolo_yaml", "edgecnn.tasks.detect.boxes",
 )  # fmt: skip
 STAGES: list[tuple[Callable[..., None], tuple[str, ...], tuple[str, ...]]] = [
-    (prepare, ("edgecnn.tasks.prepare",), ("edgecnn.data", "edgecnn.tasks.prepare", "edgecnn.tasks.detect")),
+    (prepare, ("edgecnn.tasks.classify.prepare", "edgecnn.tasks.detect.prepare"), PREPARING),
     (train, ("edgecnn.training",), ("edgecnn.training", "edgecnn.families", "edgecnn.data.pixels")),
     (export, ("edgecnn.families.export",), ("edgecnn.families",)),
     (quantize.quantize, ("edgecnn.quantize",), QUANTIZER),
     (score.score_reference, SCORING, SCORING),
     (target.Local.score, SCORING, SCORING),
     (target_offline.Offline.score, SCORING, SCORING),
-    (target.LocalGpu.score, ("edgecnn.tasks.detect.score_boxes",), ("edgecnn.tasks.detect.score_boxes",)),
-    (target_ssh.SshTarget.score, ("edgecnn.tasks.detect.score_boxes",), ("edgecnn.tasks.detect.score_boxes",)),
+    (target.LocalGpu.score, ("edgecnn.tasks.detect.coco_eval",), ("edgecnn.tasks.detect.coco_eval",)),
+    (target_ssh.SshTarget.score, ("edgecnn.tasks.detect.coco_eval",), ("edgecnn.tasks.detect.coco_eval",)),
 ]
 DISTRIBUTIONS = {
     "PIL": "pillow", "sklearn": "scikit-learn", "onnx_ir": "onnx-ir", "yaml": "pyyaml",

@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 import pytest
 from golden_graphs import CLASSES, colour_images, colours, contract, data_artifact, model_artifact
+from scoring import CLASSIFY, score_runner
 
 from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.store.stage import Artifact
 from edgecnn.tasks.classify.metrics import top1, top5
-from edgecnn.tasks.score import judge, score_reference, score_runner
+from edgecnn.tasks.score import score_reference
 
 
 class Means:
@@ -91,8 +92,10 @@ def test_a_model_of_other_classes() -> None:
 def test_logits_that_are_not_finite_name_the_first_image() -> None:
     logits = np.zeros((5, 3), np.float32)
     logits[[2, 4], 1] = np.nan
+    reader = CLASSIFY.reader(contract(), ScoreSpec(), np.zeros(5, np.int64), final=True)
+    reader.take({"logits": logits}, range(5))
     with pytest.raises(EdgeError, match="not finite for 2 of 5 images, first image 2"):
-        judge(logits, np.zeros(5, np.int64), ScoreSpec(), 3)
+        reader.outcomes()
 
 
 def test_the_reference_is_scored_in_a_child_and_is_the_same_every_time(tmp_path: Path) -> None:

@@ -18,13 +18,15 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.report import read_report, write_report
 from edgecnn.verdict.baseline import check, update
 from edgecnn.verdict.baseline_file import read_baseline, read_outcomes
+from edgecnn.verdict.evidence import collect_outcomes, outcomes_bytes
 from edgecnn.verdict.gate import judge
 
 
 def _run(folder: Path, **numbers: Any) -> Path:
     """A run folder as a build publishes it."""
     made = evidence(folder.with_name(f"{folder.name}-stages"), **numbers)
-    write_report(judge(recipe(), CPU, HERE, made, run=folder.name), folder, evidence=made)
+    kept = outcomes_bytes(collect_outcomes(made))
+    write_report(judge(recipe(), CPU, HERE, made, run=folder.name), folder, outcomes=kept)
     (folder / "model.onnx").write_bytes((made.plain.path / "model.onnx").read_bytes())
     (folder / "model.int8.onnx").write_bytes((made.int8.path / "model.onnx").read_bytes())
     return folder
@@ -197,8 +199,8 @@ def test_the_file_keeps_outcomes_report_and_both_models(run, stored):
     assert baseline.int8_model == (run / "model.int8.onnx").read_bytes()
     assert set(baseline.head.models) == {"model.onnx", "model.int8.onnx"}
     with np.load(run / "outcomes.npz") as file:
-        assert all(np.array_equal(file[name], values) for name, values in baseline.outcomes.items())
-    assert set(baseline.outcomes) == {
+        assert all(np.array_equal(file[name], values) for name, values in baseline.outcomes.arrays.items())
+    assert set(baseline.outcomes.arrays) == {
         "label", "reference_outcome", "reference_predicted", "float_outcome", "float_predicted", "int8_outcome",
         "int8_predicted",
     }  # fmt: skip
@@ -320,10 +322,10 @@ def test_damaged_members_of_any_packing_are_refused(packed):
             np.save(member, array)
             archive.writestr(f"{name}.npy", member.getvalue())
     whole = buffer.getvalue()
-    assert set(read_outcomes(whole, "a")) == set(arrays)
+    assert set(read_outcomes("top1", whole, "a").arrays) == set(arrays)
     for place in range(40, 160, 3):
         with contextlib.suppress(EdgeError):
-            read_outcomes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :], "a")
+            read_outcomes("top1", whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :], "a")
 
 
 @pytest.mark.parametrize("header", ["{'descr': '<f8', 'shape': (3,)", "{[]: 1}", "(" * 99])
@@ -333,7 +335,7 @@ def test_headers_that_are_none_are_refused(header):
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("label.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
     with pytest.raises(EdgeError, match="holds no per-image outcomes"):
-        read_outcomes(buffer.getvalue(), "a")
+        read_outcomes("top1", buffer.getvalue(), "a")
 
 
 BOXES = {
@@ -354,10 +356,10 @@ BOXES = {
 def test_arrays_that_are_no_boxes_are_refused(wrong):
     content = _npz(**{**BOXES, **wrong})
     if not wrong:
-        assert set(read_outcomes(content, "a")) == set(BOXES)
+        assert set(read_outcomes("map50", content, "a").arrays) == set(BOXES)
         return
     with pytest.raises(EdgeError, match="holds no per-image outcomes"):
-        read_outcomes(content, "a")
+        read_outcomes("map50", content, "a")
 
 
 def test_a_baseline_of_a_newer_schema_is_refused(run, stored):

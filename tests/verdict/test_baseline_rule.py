@@ -7,9 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 from evidence_folders import recorded_pairs
+from scoring import CLASSIFY, counted_check
 
 from edgecnn.measure.stats import pair_ratio, tango_bounds
-from edgecnn.verdict.accuracy_checks import drop_check, drop_state
+from edgecnn.verdict.accuracy_checks import drop_state
 from edgecnn.verdict.baseline import latency_state
 
 
@@ -18,7 +19,7 @@ def _shares(n: int, disc: float, drop: float, tolerance: float, repeats: int = 2
     both = ((disc + drop) / 2, (disc - drop) / 2)
     counts = np.random.default_rng(20).multinomial(n, [*both, 1 - disc], size=repeats)
     bounds = zip(*tango_bounds(counts[:, 0], counts[:, 1], n), strict=True)
-    found = Counter(drop_state(n, lower, upper, tolerance) for lower, upper in bounds)
+    found = Counter(drop_state(n, lower, upper, tolerance, least=CLASSIFY.LEAST_IMAGES) for lower, upper in bounds)
     return {state: found[state] / repeats for state in ("pass", "fail", "not-enough-evidence")}
 
 
@@ -46,8 +47,8 @@ def test_a_drop_as_large_as_the_tolerance_is_rarely_judged_either_way(disc):
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (60, 10), (40, 30), (20, 0), (90, 10)])
 def test_a_check_is_that_rule_on_its_own_bounds(b, c):
-    found = drop_check("max_regression", b, c, 10_000, 0.0025)
-    assert found.state == drop_state(10_000, *tango_bounds(b, c, 10_000), 0.0025)
+    found = counted_check("max_regression", b, c, 10_000, 0.0025)
+    assert found.state == drop_state(10_000, *tango_bounds(b, c, 10_000), 0.0025, least=CLASSIFY.LEAST_IMAGES)
     assert (found.lower, found.upper) == tuple(100 * bound for bound in tango_bounds(b, c, 10_000))
 
 

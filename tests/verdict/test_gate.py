@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 from evidence_folders import CPU, HERE, NO_BOARD, ORIN, climb, evidence, recipe
+from scoring import counted_check
 
 from edgecnn.process.errors import EdgeError
-from edgecnn.verdict.accuracy_checks import drop_check
 from edgecnn.verdict.gate import judge
 
 OFFLINE = {
@@ -91,21 +91,21 @@ def test_a_record_without_a_ladder_has_none_in_its_report(tmp_path):
 
 
 def test_too_few_images_for_the_budget_are_counted():
-    check = drop_check("max_accuracy_drop", 9, 7, 1000, 0.005)
+    check = counted_check("max_accuracy_drop", 9, 7, 1000, 0.005)
     assert check.state == "not-enough-evidence"
     assert "about 11,023 images would decide" in check.detail  # 6.2 * 0.016 / (0.005 - 0.002)^2
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (60, 0)])
 def test_below_200_images_nothing_is_decided(b, c):
-    check = drop_check("max_accuracy_drop", b, c, 199, 0.10)
+    check = counted_check("max_accuracy_drop", b, c, 199, 0.10)
     assert check.state == "not-enough-evidence"
     assert "199 images decide nothing, at least 200 are needed" in check.detail
-    assert drop_check("max_accuracy_drop", b, c, 200, 0.10).state == ("fail" if b else "pass")
+    assert counted_check("max_accuracy_drop", b, c, 200, 0.10).state == ("fail" if b else "pass")
 
 
 def test_mid_p_never_decides():
-    significant = drop_check("max_accuracy_drop", 160, 80, 50_000, 0.01)  # p below 1e-6, drop of 0.16 points
+    significant = counted_check("max_accuracy_drop", 160, 80, 50_000, 0.01)  # p below 1e-6, drop of 0.16 points
     assert significant.state == "pass"
 
 

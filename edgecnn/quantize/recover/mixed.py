@@ -21,13 +21,14 @@ from edgecnn.process import progress
 from edgecnn.quantize import checkpoint
 from edgecnn.quantize.auto import Range, automatic, by_method
 from edgecnn.quantize.calibrate import calibrate
-from edgecnn.quantize.candidate import Candidate, Drop, Tools
+from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.coverage import coverage
 from edgecnn.quantize.islands import conversions, islands, without
 from edgecnn.quantize.noise import Reference, difference, noises
 from edgecnn.quantize.noise_split import integer_weights
 from edgecnn.quantize.placement import Graph, Placement
 from edgecnn.quantize.rewrite import Overrides
+from edgecnn.tasks import Drop
 
 Layers = frozenset[str]
 _LAST = 8  # groups tried as the only one in INT8

@@ -7,12 +7,14 @@ import io
 
 import numpy as np
 import pytest
+from scoring import DETECT
 
 from edgecnn.process.errors import EdgeError
 from edgecnn.tasks.detect.average_precision import THRESHOLDS, match
 from edgecnn.tasks.detect.boxes import Boxes, read_boxes
 from edgecnn.tasks.detect.detect import Detections
-from edgecnn.verdict.accuracy_checks import map_check
+from edgecnn.tasks.detect.outcomes import Detected
+from edgecnn.verdict.accuracy_checks import drop_check
 
 World = tuple[Boxes, Detections]
 
@@ -150,18 +152,20 @@ def test_a_weight_is_a_number_of_copies() -> None:
 
 def test_a_verdict_on_map_needs_images_and_bounds_below_the_limit() -> None:
     truth, found = world(3, 80, 3, crowd=False)
-    whole = match(found, truth, 3)
+    whole = Detected.of(found, truth)
     worse = Detections(found.offsets, found.boxes + 6, found.scores, found.classes)
-    same, lost = (map_check("drop", whole, other, "map50_95", 0.03) for other in (whole, match(worse, truth, 3)))
+    same, lost = (
+        drop_check("drop", DETECT, whole, other, "map50_95", 0.03) for other in (whole, Detected.of(worse, truth))
+    )
     assert (same.state, same.measured, same.lower, same.upper) == ("pass", 0.0, 0.0, 0.0)
     assert lost.state == "fail"
     assert lost.lower is not None
     assert lost.lower > 3.0
     few = np.arange(20)
-    part = [match(Detections.joined([d.of(int(i)) for i in few]), truth.take(few), 3) for d in (found, worse)]
-    undecided = map_check("drop", part[0], part[0], "map50_95", 0.03)
+    part = Detected.of(Detections.joined([found.of(int(i)) for i in few]), truth.take(few))
+    undecided = drop_check("drop", DETECT, part, part, "map50_95", 0.03)
     assert undecided.state == "not-enough-evidence"
-    assert "20 images decide nothing, about 50 images would decide" in undecided.detail
+    assert "20 images decide nothing, at least 50 are needed" in undecided.detail
 
 
 def test_other_images_are_refused() -> None:

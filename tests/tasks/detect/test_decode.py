@@ -149,7 +149,7 @@ def test_calibrating_and_judging_images_are_disjoint(desk: Path, tmp_path: Path)
     assert found is not None
     pixels, selected, _ = share_out_boxes(found, contract, spec, promise)
     assert selected is not None
-    assert (len(pixels), len(selected.images), len(selected.boxes)) == (20, 60, 60)
+    assert (len(pixels), len(selected.images), len(selected.targets)) == (20, 60, 60)
     whole = {image.tobytes() for images in (pixels, selected.images) for image in images.batch(0, 80)}
     assert len(whole) == 80
     # A declared validation set judges in place of what training images are left.
@@ -165,7 +165,7 @@ def test_calibrating_and_judging_images_are_disjoint(desk: Path, tmp_path: Path)
     assert found is not None
     _, selected, held = share_out_boxes(found, contract, spec, promise)
     assert selected is not None
-    assert selected.boxes.sizes.tolist() == [[20, 30]]
+    assert selected.targets.sizes.tolist() == [[20, 30]]
     assert held is selected.images
     (tmp_path / "labels" / "val" / "v.txt").unlink()
     unlabelled = labelled_boxes(tmp_path / "data.yaml")

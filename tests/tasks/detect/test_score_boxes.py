@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scoring import score_detector, write_detections
 
 from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.data.letterbox import Letterbox
@@ -21,7 +22,7 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.tasks.detect.average_precision import map_drop, match
 from edgecnn.tasks.detect.boxes import Boxes
-from edgecnn.tasks.detect.score_boxes import coco_figures, score_detector, write_detections
+from edgecnn.tasks.detect.coco_eval import coco_figures
 
 pytest.importorskip("faster_coco_eval")
 SIZE, ANCHORS = 64, 12
@@ -118,7 +119,7 @@ def test_what_an_oracle_finds_is_found(case: str, tmp_path: Path) -> None:
     assert match(found, truth, classes).mean_ap("map50_95")[0] == pytest.approx(1.0)
     present = {told.classes[kind] for kind in truth.classes}
     assert {name for name, value in figures.by_class.items() if value is not None} == present
-    write_detections(tmp_path, found, truth, told.classes, SPEC, how="x", simulated=False, seconds=1.0)
+    write_detections(tmp_path, found, truth, told.classes, "map50_95")
     assert json.loads((tmp_path / "score.json").read_text())["value"] == pytest.approx(1.0)
 
 
@@ -147,5 +148,5 @@ def test_a_set_without_any_object_has_no_precision_and_no_drop() -> None:
 
 def test_images_and_boxes_must_be_as_many() -> None:
     truth = truth_of(((40, 80), []))
-    with pytest.raises(EdgeError, match="2 images and boxes of 1"):
+    with pytest.raises(EdgeError, match="2 images and 1 labels"):
         score_detector(Oracle(truth, 2), contract(2), Numbers(2), truth, SPEC)

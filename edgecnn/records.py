@@ -9,9 +9,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.device import Scheme
-from edgecnn.report import CompiledCheck
+from edgecnn.recipe.spec import Spec
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class CompiledCheck(Spec):
+    """One check of an engine that was compiled or parsed, such as the parser of TensorRT for RTX."""
+
+    name: str
+    passed: bool | None  # None: not done here, `detail` says why
+    detail: str = ""
 
 
 class _File(BaseModel):

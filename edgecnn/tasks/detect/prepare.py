@@ -39,7 +39,7 @@ def annotated(spec: DataSpec) -> tuple[Annotated, str]:
             raise AssertionError(f"{spec.format} has no boxes")
 
 
-def prepare_boxes(out: Path, spec: DataSpec, image_size: int) -> None:
+def prepare(out: Path, spec: DataSpec, image_size: int) -> None:
     """As `prepare`: index, shards, and boxes.npz of all images, select_boxes.npz, scored_boxes.npz (`Boxes`).
 
     Raises:

@@ -1,47 +1,46 @@
-"""The accuracy figures of a detector."""
+"""The figures of a detector."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from edgecnn.report import ClassAccuracy, Figure
-from edgecnn.report.detection import ChangedImage, PrecisionRecall, changed_images, precision_recall
-from edgecnn.report.evidence import Array, BoxScores, Classified, Detected
-from edgecnn.report.stage_files import HostPart, SpeedFile
+from edgecnn.data.index import read_index
+from edgecnn.data.walk import readable
+from edgecnn.records import HostPart, SpeedFile
+from edgecnn.report import Check, ClassAccuracy, Figure
 from edgecnn.report.wording import metric_text
+from edgecnn.tasks.compared import Compared
 from edgecnn.tasks.detect.average_precision import THRESHOLDS, map_drop
+from edgecnn.tasks.detect.changes import changed_images, precision_recall
+from edgecnn.tasks.detect.outcomes import Detected
+
+NOTED = 0.003  # of the metric: how far the float engine may be from FP32
 
 
-def box_figures(answers: Detected, coverage: str, float_name: str) -> Iterator[Figure]:
-    """The metric, mAP50-95 and mAP50, by size, and the paired drop; percent and points."""
-    metric = answers.after.file.metric
+def figures(compared: Compared, coverage: str, float_name: str) -> Iterator[Figure]:
+    """See Task: the metric, mAP50-95 and mAP50, by size, and the paired drop; percent and points."""
+    metric = compared.after.file.metric
     shown = metric_text(metric)
-    float_title = "float graph, no engine run" if answers.before.file.simulated else f"{float_name} engine"
-    after = answers.after
-    for name, title, scores in (
-        ("reference_accuracy", "FP32 reference", answers.reference),
-        ("float_accuracy", float_title, answers.before),
-        ("int8_accuracy", f"INT8{', simulated' if after.file.simulated else ''}", after),
-    ):
+    after = compared.after
+    for name, title, scores, how in compared.titled(float_name):
         coco = scores.file.coco
         assert coco is not None  # every detector's score has it
-        conditions = f"{scores.file.n:,} images · {scores.file.how}{' · simulated' if scores.file.simulated else ''}"
-        if scores is after:
-            conditions += f" · {coverage}"
+        conditions = f"{how} · {coverage}" if scores is after else how
         yield _percent(name, f"{shown}, {title}", scores.file.value, conditions)
         for other in ("map50_95", "map50"):
             if other != metric:
                 yield _percent(f"{name}_{other}", f"{metric_text(other)}, {title}", getattr(coco, other), conditions)
-    paired = f"FP32 reference against INT8, the same {after.file.n:,} images"
-    drop = map_drop(answers.reference.matches, after.matches, metric)
+    paired = compared.paired
+    drop = map_drop(compared.reference.outcomes.matches, after.outcomes.matches, metric)
     yield Figure(
         name="accuracy_drop", title=f"{shown} drop", group="accuracy", value=100 * drop.point, lower=100 * drop.lower,
         upper=100 * drop.upper, unit="points",
         conditions=f"{paired} · one-sided 95 % bounds, paired bootstrap over images",
     )  # fmt: skip
-    first, second = answers.reference.file.coco, after.file.coco
+    first, second = compared.reference.file.coco, after.file.coco
     assert first is not None
     assert second is not None
     for size in first.by_size:
@@ -52,19 +51,32 @@ def box_figures(answers: Detected, coverage: str, float_name: str) -> Iterator[F
                 name=f"drop_{size}", title=f"{shown} drop, {size} boxes", group="accuracy",
                 value=100 * (before - now), unit="points", conditions=conditions,
             )  # fmt: skip
-    yield _agreement(answers.reference, after, paired)
+    yield _agreement(compared.reference.outcomes, after.outcomes, paired)
+
+
+def paired_figures(first: Detected, second: Detected, metric: str, accuracy: Check) -> Iterator[Figure]:
+    """See Task: both mAPs and the drop."""
+    images, shown = len(first), metric_text(metric)
+    for name, title, outcomes in (
+        ("baseline_accuracy", "baseline INT8", first), ("int8_accuracy", "candidate INT8", second),
+    ):  # fmt: skip
+        found = float(outcomes.matches.mean_ap(metric)[0])
+        yield _percent(name, f"{shown}, {title}", found, f"{images:,} images")
+    yield Figure(
+        name="accuracy_drop", title=f"{shown} drop", group="accuracy", value=accuracy.measured,
+        lower=accuracy.lower, upper=accuracy.upper, unit="points",
+        conditions=f"baseline against candidate, the same {images:,} images · 95 % bounds, paired bootstrap",
+    )  # fmt: skip
 
 
 def _percent(name: str, title: str, value: float, conditions: str) -> Figure:
     return Figure(name=name, title=title, group="accuracy", value=100 * value, unit="%", conditions=conditions)
 
 
-def _agreement(first: BoxScores, second: BoxScores, paired: str) -> Figure:
+def _agreement(first: Detected, second: Detected, paired: str) -> Figure:
     """Share of right detections at IoU 0.5 that both models have: labelled boxes found by both over found by either."""
     at = int(np.flatnonzero(THRESHOLDS == 0.5)[0])
-    counts = [
-        sum(int(kind.right[at].sum()) for kind in scores.matches.classes) for scores in (first, second)
-    ]  # fmt: skip
+    counts = [sum(int(kind.right[at].sum()) for kind in one.matches.classes) for one in (first, second)]
     return Figure(
         name="found_boxes", title="Labelled boxes found by INT8 against FP32", group="accuracy",
         value=100 * counts[1] / counts[0] if counts[0] else None, unit="%",
@@ -72,38 +84,45 @@ def _agreement(first: BoxScores, second: BoxScores, paired: str) -> Figure:
     )  # fmt: skip
 
 
-def class_precisions(answers: Detected, classes: tuple[str, ...]) -> tuple[ClassAccuracy, ...]:
-    """Average precision of every class that has labelled boxes, in percent, reference beside INT8; `images` show it."""
-    before, now = answers.reference.file.coco, answers.after.file.coco
+def class_figures(compared: Compared, classes: tuple[str, ...]) -> tuple[ClassAccuracy, ...]:
+    """Average precision of every class that has labelled boxes, reference beside INT8; `images` show it."""
+    before, now = compared.reference.file.coco, compared.after.file.coco
     assert before is not None
     assert now is not None
     found = []
     for number, name in enumerate(classes):
         first, second = before.by_class.get(name), now.by_class.get(name)
         if first is not None and second is not None:
-            images = int((answers.reference.matches.classes[number].truths > 0).sum())
+            images = int((compared.reference.outcomes.matches.classes[number].truths > 0).sum())
             found.append(
                 ClassAccuracy(name=name, images=images, float_accuracy=100 * first, int8_accuracy=100 * second)
             )
     return tuple(found)
 
 
-def box_parts(
-    answers: Classified | Detected, classes: tuple[str, ...]
-) -> tuple[PrecisionRecall | None, tuple[ChangedImage, ...]]:
-    """The curves of a detector and the images that changed most; nothing of a classifier."""
-    if not isinstance(answers, Detected):
-        return None, ()
-    curve = precision_recall(answers.reference.matches, answers.after.matches)
-    return curve, changed_images(answers.reference.found, answers.after.found, answers.truth, classes, answers.names)
+def parts(compared: Compared, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The curves, and the images that changed most."""
+    first, second = compared.reference.outcomes, compared.after.outcomes
+    index = read_index(compared.data)
+    names = tuple(readable(index.files[number] or f"image {number}") for number in index.splits["scored"])
+    return {
+        "curve": precision_recall(first.matches, second.matches),
+        "changed": changed_images(first.found, second.found, first.truth, classes, names),
+    }
 
 
-def split_figures(answers: Detected, speed: SpeedFile, float_ms: Array, int8_ms: Array) -> Iterator[Figure]:
+def float_note(compared: Compared) -> str:
+    """See Task."""
+    distance = abs(compared.before.file.value - compared.reference.file.value)
+    return f"the device's float engine is {100 * distance:.1f} points of mAP away from FP32" if distance > NOTED else ""
+
+
+def host_figures(compared: Compared, speed: SpeedFile, float_ms: Any, int8_ms: Any) -> Iterator[Figure]:
     """Where the time of one image goes: the letterbox and suppression on the host, and what they make with the engine.
 
     The sum is of medians that were taken one after the other, and only where all of them are of one machine.
     """
-    host = answers.after.file.host
+    host = compared.after.file.host
     if host is None:
         return
     sizes = f"{host.preprocess.images:,} images of the scored ones' sizes"
@@ -120,7 +139,7 @@ def split_figures(answers: Detected, speed: SpeedFile, float_ms: Array, int8_ms:
             f" a time, one thread · {host.hardware}",
         )  # fmt: skip
     if speed.measured and speed.batch == 1 and speed.hardware == host.hardware:
-        for key, scores, ms in (("float", answers.before, float_ms), ("int8", answers.after, int8_ms)):
+        for key, scores, ms in (("float", compared.before, float_ms), ("int8", compared.after, int8_ms)):
             own = scores.file.host or host
             total = host.preprocess.p50_ms + float(np.median(ms)) + (own.nms.p50_ms if own.nms else 0.0)
             yield _whole(key, host, total)

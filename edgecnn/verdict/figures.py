@@ -7,50 +7,26 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgecnn.measure import stats
-from edgecnn.report import ClassAccuracy, Distribution, Figure, Group, Unit
-from edgecnn.report.board_figures import board_figures, board_text
-from edgecnn.report.box_figures import box_figures, class_precisions, split_figures
-from edgecnn.report.evidence import Array, Classified, Detected, Measured, Scores, finite
+from edgecnn.records import QuantizeFile, SpeedFile
+from edgecnn.report import Distribution, Figure, Group, Unit
 from edgecnn.report.ladder import Ladder, Rung
-from edgecnn.report.stage_files import QuantizeFile, SpeedFile
-from edgecnn.report.wording import metric_text, time_text
+from edgecnn.report.wording import time_text
+from edgecnn.verdict.board_figures import board_figures, board_text
+from edgecnn.verdict.evidence import Array, Measured, finite
 
 BINS = 60
 
 
 def all_figures(measured: Measured, float_name: str) -> tuple[Figure, ...]:
     """Every figure of a build. `float_name` is the precision INT8 is timed against: `FP16` or `FP32`."""
-    answers = measured.answers
-    if isinstance(answers, Detected):
-        accuracy = box_figures(answers, coverage_text(measured), float_name)
-    else:
-        accuracy = _accuracy(answers, measured, float_name)
+    task, compared = measured.task, measured.compared
     return (
-        *accuracy,
+        *task.figures(compared, coverage_text(measured), float_name),
         *_quantization(measured),
         *_sizes(measured, float_name),
         *_latency(measured, float_name),
-        *_beside_engine(measured),
+        *task.host_figures(compared, measured.speed, measured.float_ms, measured.int8_ms),
     )
-
-
-def discordant(first: Scores, second: Scores) -> tuple[int, int]:
-    """(b, c): images that only the first model gets right, and that only the second does."""
-    return int(np.sum(first.right & ~second.right)), int(np.sum(~first.right & second.right))
-
-
-def class_accuracies(measured: Measured) -> tuple[ClassAccuracy, ...]:
-    """Accuracy of every class that has scored images, in percent, reference beside INT8."""
-    answers = measured.answers
-    if isinstance(answers, Detected):
-        return class_precisions(answers, measured.classes)
-    found = []
-    for number, name in enumerate(measured.classes):
-        of_class = answers.reference.label == number
-        if images := int(of_class.sum()):
-            plain, int8 = (100 * float(part.right[of_class].mean()) for part in (answers.reference, answers.after))
-            found.append(ClassAccuracy(name=name, images=images, float_accuracy=plain, int8_accuracy=int8))
-    return tuple(found)
 
 
 def ladder(found: QuantizeFile) -> Ladder | None:
@@ -128,45 +104,6 @@ def coverage_text(measured: Measured) -> str:
     return f"INT8 coverage {100 * measured.quantize.coverage.macs:.1f} % of MACs"
 
 
-def _accuracy(answers: Classified, measured: Measured, float_name: str) -> Iterator[Figure]:
-    reference, before, after = answers.reference, answers.before, answers.after
-    n, metric = len(reference.label), metric_text(reference.file.metric)
-    coverage = coverage_text(measured)
-    # Without the device its float engine was never run: what was scored is the graph.
-    float_title = "float graph, no engine run" if before.file.simulated else f"{float_name} engine"
-    for name, title, scores in (
-        ("reference_accuracy", f"{metric}, FP32 reference", reference),
-        ("float_accuracy", f"{metric}, {float_title}", before),
-        ("int8_accuracy", f"{metric}, INT8{', simulated' if after.file.simulated else ''}", after),
-    ):
-        right = int(scores.right.sum())
-        low, high = stats.wilson_interval(right, n)
-        conditions = f"{n:,} images · {scores.file.how}{' · simulated' if scores.file.simulated else ''}"
-        if scores is after:
-            conditions += f" · {coverage}"
-        bounds = (100 * low, 100 * high)
-        yield _figure("accuracy", name, title, 100 * right / n, "%", f"{conditions} · 95 % Wilson interval", bounds)
-    b, c = discordant(reference, after)
-    low, high = stats.tango_bounds(b, c, n)
-    paired = f"FP32 reference against INT8, the same {n:,} images"
-    yield _figure(
-        "accuracy", "accuracy_drop", "Accuracy drop", 100 * (b - c) / n, "points",
-        f"{paired} · one-sided 95 % Tango bounds", (100 * low, 100 * high),
-    )  # fmt: skip
-    yield _figure("accuracy", "discordant", "Exactly one is right (disc)", 100 * (b + c) / n, "%", paired)
-    yield _figure("accuracy", "only_float_right", "Only float is right (b)", b, "images", paired)
-    yield _figure("accuracy", "only_int8_right", "Only INT8 is right (c)", c, "images", paired)
-    mid_p = stats.mcnemar_mid_p(b, c)
-    yield _figure(
-        "accuracy", "mcnemar_mid_p", "McNemar mid-p", mid_p, "p", f"{paired} · for information, never decides"
-    )
-    agreement = 100 * float(np.mean(reference.predicted == after.predicted))
-    yield _figure("accuracy", "agreement", "Same answer as FP32", agreement, "%", paired)
-    sqnr = stats.sqnr(*stats.powers(reference.logits, after.logits))
-    yield _figure("accuracy", "logits_sqnr_median", "SQNR of the logits, median image", sqnr.median, "dB", paired)
-    yield _figure("accuracy", "logits_sqnr", "SQNR of the logits, pooled", sqnr.pooled, "dB", paired)
-
-
 def _quantization(measured: Measured) -> Iterator[Figure]:
     found = measured.quantize
     graph = "share of the INT8 graph"
@@ -206,11 +143,6 @@ def _sizes(measured: Measured, float_name: str) -> Iterator[Figure]:
     ):
         if engine.built and engine.engine and engine.size_bytes:
             yield _figure("size", name, title, engine.size_bytes / 1e6, "MB", f"{engine.engine} · {megabytes}")
-
-
-def _beside_engine(measured: Measured) -> Iterator[Figure]:
-    if isinstance(measured.answers, Detected):
-        yield from split_figures(measured.answers, measured.speed, measured.float_ms, measured.int8_ms)
 
 
 def _latency(measured: Measured, float_name: str) -> Iterator[Figure]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edgecnn.records import ClockPart, ScoreFile, SpeedFile
 from edgecnn.report import Figure
-from edgecnn.report.stage_files import ClockPart, ScoreFile, SpeedFile
 
 SHOWN_ZONES = ("tj", "gpu", "cpu")  # the first that a board has: the hottest point, else what works
 

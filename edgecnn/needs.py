@@ -56,7 +56,7 @@ def needs(recipe: Recipe, profile: DeviceProfile, boards: Boards = HERE) -> list
         if model.family == "small":
             families.check_name(model)
         found += [Need(*need) for need in families.missing(model)]
-    for name in ("torch", "safetensors", "onnxscript"):
+    for name in () if all(model.own_file for model in models) else ("torch", "safetensors", "onnxscript"):
         if importlib.util.find_spec(name) is None:
             found.append(Need(f"the Python package `{name}`", "this environment", install_command("train")))
     return [*dict.fromkeys([*found, *_wanted(recipe, profile, models, boards)])]
@@ -97,7 +97,7 @@ def check_library_names(recipe: Recipe, rehearsed: Callable[[], Sequence[Decisio
     Only where `train` or `teacher` will run, as `rehearsed` tells: a child process imports the library, for seconds.
     """
     stages = (("train", recipe.model), ("teacher", recipe.teacher))
-    foreign = [(stage, model) for stage, model in stages if model and model.family != "small"]
+    foreign = [(stage, model) for stage, model in stages if model and model.family not in ("small", "onnx")]
     will_run = {decision.stage for decision in rehearsed() if not decision.kept} if foreign else set()
     asked = [model for stage, model in foreign if stage in will_run]
     if not asked:

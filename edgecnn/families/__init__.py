@@ -93,6 +93,8 @@ def load_family(name: FamilyName) -> Family:
                 from edgecnn.families import ultralytics
 
                 return ultralytics
+            case "onnx":
+                raise EdgeError("`family: onnx` is a file of your own: it has no network that torch could train")
     except ModuleNotFoundError as error:
         raise EdgeError(
             f"`family: {name}` needs `{error.name}`, which is not installed",
@@ -137,8 +139,8 @@ def nearest(name: str, names: tuple[str, ...], noun: str) -> str:
 def missing(model: ModelSpec) -> list[tuple[str, str, str]]:
     """(what is missing, where, the fix) for `edgecnn plan`; imports nothing heavy."""
     found = []
-    libraries = ["torch", "safetensors"]
-    if model.family != "small":
+    libraries = [] if model.own_file else ["torch", "safetensors"]
+    if model.family not in ("small", "onnx"):
         libraries.append(model.family)
     for library in libraries:
         if find_spec(library) is None:

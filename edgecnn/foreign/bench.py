@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgecnn.foreign.input import of_told_size
+from edgecnn.families.onnx.input import of_told_size
 from edgecnn.measure.stats import pair_ratio
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.device import DeviceProfile

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from edgecnn.foreign.boxes import as_detector, labelled_boxes, share_out_boxes
+from edgecnn.families.onnx.detector import as_detector
+from edgecnn.families.onnx.input import contract_of, fixed, free_sides, image_shapes
+from edgecnn.foreign.boxes import labelled_boxes, share_out_boxes
 from edgecnn.foreign.budget import promise_of, recover_of, share_out, verdict_of
-from edgecnn.foreign.input import contract_of, fixed, free_sides, image_shapes
 from edgecnn.measure.io_contract import IoContract, fed_inputs
 from edgecnn.needs import check_writable
 from edgecnn.process.disk import replacing

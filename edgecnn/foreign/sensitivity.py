@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from edgecnn.data import load_images
-from edgecnn.foreign.input import contract_of
+from edgecnn.families.onnx.input import contract_of
 from edgecnn.foreign.quantize import feeds_of
 from edgecnn.needs import check_writable
 from edgecnn.process.disk import write_json

@@ -55,7 +55,9 @@ def quantize(
     shown, selected = data_room.images(data.path, "select"), None
     if promise.max_accuracy_drop is not None:
         selected = Selected(shown, load_task(contract.task).targets(data.path, "select"))
-    network = Network(student.model, student.train, images, data.path, trained.path, spec.qat)
+    network = None
+    if not student.model.own_file:
+        network = Network(student.model, student.train, images, data.path, trained.path, spec.qat)
     quantize_model(
         out, spec, scheme, model, data_room.images(data.path, "calibrate"), contract, promise=promise,
         selected=selected, held=shown, kernels=kernels, network=network,

@@ -311,6 +311,10 @@ class Recipe(Spec):
             raise ValueError(
                 f"`quantize.images` {self.quantize.images} is more than `data.calibrate` {self.data.calibrate} keeps"
             )
+        if self.model.own_file and self.train.epochs:
+            raise ValueError("`family: onnx` is not trained: leave `train.epochs` at 0")
+        if self.teacher and self.teacher.own_file:
+            raise ValueError("`teacher.family: onnx` can't teach: its network is a file, not one that torch can run")
         channels = 1 if self.data.color == "gray" else 3
         for section, model in (("model", self.model), ("teacher", self.teacher)):
             if model and len(model.normalization(channels).mean) != channels:

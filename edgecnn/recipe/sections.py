@@ -113,9 +113,9 @@ class ModelSpec(Spec):
 
     section: ClassVar[str] = "model"
     family: FamilyName
-    """Library that the network comes from."""
+    """Library that the network comes from; `onnx`: a file of your own, which is neither trained nor exported."""
     name: str
-    """Model name as the family writes it, such as resnet18 or yolov8n."""
+    """Model name as the family writes it, such as resnet18 or yolov8n; for onnx, any name (default: the file's)."""
     weights: Path | str | None = None
     """A weights file (a path with a slash, or a file beside the recipe), or a name the library knows; none: random."""
     image_size: Annotated[int, Field(ge=4, le=4096)]
@@ -126,6 +126,32 @@ class ModelSpec(Spec):
     """Dropout before the classifier while training."""
     width: PositiveFloat = 1.0
     """Multiplies the channels; `family: small` only."""
+    input: str | None = None
+    """How a file of your own takes images, as `edgecnn quantize --input`; `family: onnx` only."""
+    decode: str | None = None
+    """Layout of your own detector's output, as `edgecnn quantize --decode`; `family: onnx` only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("family") == "onnx" and "name" not in values:
+            return {**values, "name": Path(str(values.get("weights") or "")).stem}
+        return values
+
+    @model_validator(mode="after")
+    def _own(self) -> ModelSpec:
+        if self.own_file and self.weights is None:
+            raise ValueError("`family: onnx` is a file of your own: give it as `weights`")
+        if not self.own_file and (self.input is not None or self.decode is not None):
+            raise ValueError("`input` and `decode` are for `family: onnx`; other families know them")
+        if self.own_file and (self.normalize is not None or self.dropout):
+            raise ValueError("`family: onnx` takes the file as it is: tell its input as `input`, not `normalize`")
+        return self
+
+    @property
+    def own_file(self) -> bool:
+        """The network is the user's own file: neither trained nor exported here."""
+        return self.family == "onnx"
 
     @model_validator(mode="after")
     def _normalize(self) -> ModelSpec:

@@ -8,7 +8,7 @@ from typing import Literal
 TaskName = Literal["classify", "detect"]
 DataFormat = Literal["digits", "image-folder", "label-table", "arrays", "yolo", "coco", "voc"]
 MetricName = Literal["top1", "top5", "map50_95", "map50"]
-FamilyName = Literal["small", "torchvision", "timm", "ultralytics"]
+FamilyName = Literal["small", "torchvision", "timm", "ultralytics", "onnx"]
 DistillName = Literal["logits", "dist", "feature"]
 Fit = Literal["crop", "stretch", "letterbox"]
 
@@ -32,7 +32,7 @@ TASKS: dict[TaskName, Traits] = {
         labels="labels of whole images",
         formats=("digits", "image-folder", "label-table", "arrays"),
         metrics=("top1", "top5"),
-        families=("small", "torchvision", "timm"),
+        families=("small", "torchvision", "timm", "onnx"),
         fits=("crop", "stretch", "letterbox"),
         distill=("logits", "dist"),
     ),
@@ -40,7 +40,7 @@ TASKS: dict[TaskName, Traits] = {
         labels="boxes",
         formats=("yolo", "coco", "voc"),
         metrics=("map50_95", "map50"),
-        families=("ultralytics",),
+        families=("ultralytics", "onnx"),
         fits=("letterbox",),
         distill=("feature",),
         boxes=True,

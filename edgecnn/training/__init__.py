@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgecnn.families import LIBRARIES
+from edgecnn.families.onnx import take
 from edgecnn.process.child import run_child
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec, ModelSpec, Student, TeacherSpec
@@ -20,11 +21,16 @@ def train(out: Path, spec: Student | TeacherSpec, images: DataSpec, data: Artifa
     and after each epoch a checkpoint in `out/resume/`, from which a killed run continues; on one CPU machine it ends
     with the same bytes as an unbroken one. Training happens in a child process.
 
+    A file of the user's own (`family: onnx`) is taken as it is, as model.onnx.
+
     Raises:
         EdgeError: nothing to take, weights that don't fit, a loss that is not a number, no GPU where one is asked for.
     """
     taught = isinstance(spec, Student)
     section, model = ("model", spec.model) if isinstance(spec, Student) else ("teacher", spec)
+    if model.own_file:
+        take(out, model, images, data.path)
+        return
     if spec.train.epochs == 0 and model.weights is None:
         raise EdgeError(
             f"nothing to take for `{section}`: no weights and no training",

@@ -10,7 +10,7 @@ import pytest
 from foreign_zoo import FLOAT, ZOO, Foreign, N
 from onnx import TensorProto, helper
 
-from edgecnn.foreign.input import contract_of, free_sides, of_told_size
+from edgecnn.families.onnx.input import contract_of, free_sides, of_told_size
 from edgecnn.foreign.quantize import quantize_foreign
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.arrays import read_arrays

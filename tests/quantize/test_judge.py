@@ -11,7 +11,7 @@ from foreign_zoo import Foreign, N
 from onnx import TensorProto
 from quantize_graphs import CPU, TENSORRT, Pictures
 
-from edgecnn.foreign.input import contract_of
+from edgecnn.families.onnx.input import contract_of
 from edgecnn.measure import stats
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.calibrate import Feeder

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from command_line import edgecnn
 from dots import write_dots
 from foreign_detectors import SIZE, detector
 from PIL import Image
@@ -18,8 +19,9 @@ from typer.testing import CliRunner
 
 from edgecnn.api import quantize_file
 from edgecnn.cli.app import app
-from edgecnn.foreign.boxes import as_detector, labelled_boxes, share_out_boxes
-from edgecnn.foreign.input import contract_of
+from edgecnn.families.onnx.detector import as_detector
+from edgecnn.families.onnx.input import contract_of
+from edgecnn.foreign.boxes import labelled_boxes, share_out_boxes
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import Promise, QuantizeSpec
 from edgecnn.tasks.detect.decode import STRIDES, cells, decode, layout
@@ -256,3 +258,30 @@ def test_yolox_nano_of_others(packs: Path, tmp_path: Path) -> None:
     assert len(head) == 9  # boxes, objectness and classes at three strides
     assert summary.document["verdict"] in ("fail", "not-enough-evidence")  # 24 images prove nothing
     assert len(onnx.load(tmp_path / "out" / "model.int8.onnx").graph.output) == 1
+
+
+DETECTOR = """\
+name: dots
+task: detect
+data: {format: yolo, root: data.yaml, train: images/train, scored_fraction: 0.6, calibrate: 16}
+model: {family: onnx, weights: ./yolox.onnx, image_size: 64, input: range=1, decode: yolox}
+quantize: {images: 16, effort: fast}
+score: {metric: map50}
+bench: {min_pairs: 4, min_seconds: 0.02, max_seconds: 0.1}
+device: cpu-x86
+budgets: {max_accuracy_drop: 0.3}
+"""
+
+
+def test_a_detector_that_others_exported_is_scored_by_its_boxes(tmp_path: Path) -> None:
+    write_dots(tmp_path, 120)
+    detector(tmp_path / "yolox.onnx", "yolox")
+    (tmp_path / "dots.yaml").write_text(DETECTOR.replace("root: data.yaml, train: images/train", "root: data.yaml"))
+    done = edgecnn(tmp_path, "build", "dots.yaml", "--json", EDGECNN_CACHE=str(tmp_path / "store"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)["report"]
+    assert report["verdict"] == "pass"
+    assert report["metric"] == "map50"
+    figures = {figure["name"]: figure["value"] for figure in report["figures"]}
+    assert figures["reference_accuracy"] > 30
+    assert report["curve"] is not None

@@ -25,11 +25,12 @@ _ULTRALYTICS = frozenset({"task", "stride", "imgsz", "names"})
 _LONGEST = 200  # characters of a size in metadata
 
 
-def contract_of(model: Path, text: str, fit: str = "crop") -> IoContract:
+def contract_of(model: Path, text: str, fit: str = "crop", size: tuple[int, int] | None = None) -> IoContract:
     """The model's contract: from its own metadata, else from what `--input`, its exporter and its graph tell.
 
     Args:
         fit: how images are brought to size where neither says it.
+        size: (height, width) of a graph that leaves them free, where neither says it.
 
     Raises:
         EdgeError: told twice, not told, or not what the graph has.
@@ -42,6 +43,8 @@ def contract_of(model: Path, text: str, fit: str = "crop") -> IoContract:
     exported = told_by_exporter(model)
     if not free_sides(model):
         exported.pop("size", None)  # the graph itself says it
+    elif size is not None:
+        exported = {"size": f"{size[0]}x{size[1]}", **exported}
     return _inferred(model, {"fit": fit, **exported, **_parse(text)})
 
 

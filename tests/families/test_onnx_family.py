@@ -1,0 +1,157 @@
+"""A user's own ONNX file as a model: scored, timed and judged like any other, and torch is never imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from command_line import edgecnn
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+COLOURS = ("blue", "green", "red")  # as folders are sorted
+CHANNEL = {"red": 0, "green": 1, "blue": 2}
+BLOCK = "import sys\nfor name in ('torch', 'torchvision', 'timm', 'ultralytics'):\n    sys.modules[name] = None\n"
+RECIPE = """\
+name: own
+data: {format: image-folder, root: images, calibrate: 40}
+model: {family: onnx, weights: ./colours.onnx, image_size: 16, input: range=1}
+quantize: {images: 24, effort: fast}
+bench: {min_pairs: 4, min_seconds: 0.02, max_seconds: 0.1}
+device: cpu-x86
+budgets: {max_accuracy_drop: 0.05}
+"""
+
+
+def colour_net(path: Path, classes: int = 3, *, free: bool = False) -> Path:
+    """Float (N, 3, 16, 16) of 0..1 → logits of (blue, green, red), which stand for the brightest channel."""
+    turned = np.zeros((8, 3, 1, 1), np.float32)
+    for row, name in enumerate(COLOURS):
+        turned[row, CHANNEL[name]] = 1.0
+    head = np.zeros((classes, 8, 1, 1), np.float32)
+    head[np.arange(3), np.arange(3)] = 1.0
+    nodes = [
+        helper.make_node("Conv", ["pixels", "turned"], ["a"], "turn"),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Conv", ["b", "head"], ["c"], "head"),
+        helper.make_node("GlobalAveragePool", ["c"], ["d"], "pool"),
+        helper.make_node("Flatten", ["d"], ["answer"], "flat"),
+    ]
+    side = None if free else 16
+    shape = ["n", 3, side, side]
+    graph = helper.make_graph(
+        nodes, "colours", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["n", classes])],
+        [numpy_helper.from_array(turned, "turned"), numpy_helper.from_array(head, "head")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of coloured images, a network that knows them, and its recipe."""
+    folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    for name in COLOURS:
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(240):
+            pixels = rng.integers(0, 120, (20, 20, 3), np.uint8)
+            pixels[..., CHANNEL[name]] = rng.integers(100, 256, (20, 20))
+            Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
+    colour_net(folder / "colours.onnx")
+    (folder / "own.yaml").write_text(RECIPE)
+    return folder
+
+
+def test_it_is_built_without_torch_and_has_a_verdict_page_and_baseline(desk: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(BLOCK)
+    environment = {**os.environ, "PYTHONPATH": str(site), "EDGECNN_CACHE": str(tmp_path / "store")}
+    before = (desk / "colours.onnx").read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "edgecnn", "build", "own.yaml", "--json", "--out", str(tmp_path / "runs")],
+        cwd=desk, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)["report"]
+    assert report["verdict"] == "pass"
+    assert report["conditions"]["model"].startswith("colours (onnx, weights colours.onnx)")
+    figures = {figure["name"]: figure["value"] for figure in report["figures"]}
+    assert figures["reference_accuracy"] > 99
+    assert figures["speedup"] is not None
+    run = tmp_path / "runs" / "latest"
+    assert {"report.html", "model.int8.onnx", "outcomes.npz"} <= {path.name for path in run.iterdir()}
+    kept = {"EDGECNN_CACHE": str(tmp_path / "store")}
+    baseline = str(tmp_path / "own.baseline.zip")
+    assert edgecnn(desk, "check", str(run), "--baseline", baseline, "--update", **kept).returncode == 0
+    assert edgecnn(desk, "check", str(run), "--baseline", baseline, **kept).returncode == 0
+    assert (desk / "colours.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("./colours.onnx", "./none.onnx"), "none.onnx` do not exist"),
+        (("image_size: 16", "image_size: 32"), "write `model.image_size: 16`"),
+        (("input: range=1", 'input: "range=1,letterbox"'), "write `data.fit: letterbox`"),
+        ((", input: range=1", ""), "does not say how its float input is prepared"),
+        (("calibrate: 40}", "calibrate: 40, color: gray}"), "write `data.color: rgb`"),
+        (("effort: fast}", "effort: fast}\ntrain: {epochs: 1}"), "`family: onnx` is not trained"),
+        (("input: range=1", "normalize: unit"), "takes the file as it is"),
+        (("family: onnx", "family: timm, name: resnet18"), "are for `family: onnx`"),
+        ((" weights: ./colours.onnx,", ""), "give it as `weights`"),
+    ],
+)
+def test_what_does_not_fit_is_told(desk: Path, tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    (desk / "other.yaml").write_text(RECIPE.replace(*change))
+    done = edgecnn(desk, "build", "other.yaml", "--until", "train", EDGECNN_CACHE=str(tmp_path))
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+
+
+def test_a_model_of_other_classes_is_refused_before_anything_is_quantized(desk: Path, tmp_path: Path) -> None:
+    colour_net(desk / "ten.onnx", classes=10)
+    (desk / "ten.yaml").write_text(RECIPE.replace("colours.onnx", "ten.onnx"))
+    done = edgecnn(desk, "build", "ten.yaml", "--until", "train", EDGECNN_CACHE=str(tmp_path))
+    assert done.returncode == 2
+    assert "gives 10 logits, and the data has 3 classes" in " ".join(done.stderr.split())
+
+
+def test_weights_in_other_files_are_refused(desk: Path, tmp_path: Path) -> None:
+    whole = onnx.load(str(desk / "colours.onnx"))
+    onnx.save(whole, str(desk / "split.onnx"), save_as_external_data=True, location="split.data", size_threshold=0)
+    (desk / "split.yaml").write_text(RECIPE.replace("colours.onnx", "split.onnx"))
+    done = edgecnn(desk, "build", "split.yaml", "--until", "train", EDGECNN_CACHE=str(tmp_path))
+    assert done.returncode == 2
+    assert "keeps weights in other files" in " ".join(done.stderr.split())
+
+
+def test_a_free_size_becomes_the_recipes(desk: Path, tmp_path: Path) -> None:
+    colour_net(desk / "free.onnx", free=True)
+    (desk / "free.yaml").write_text(RECIPE.replace("colours.onnx", "free.onnx"))
+    store = {"EDGECNN_CACHE": str(tmp_path)}
+    done = edgecnn(desk, "build", "free.yaml", "--until", "export", "--json", **store)
+    assert done.returncode == 0, done.stderr
+    (made,) = tmp_path.rglob("export/*/model.onnx")
+    sides = onnx.load(str(made)).graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in sides[1:]] == [3, 16, 16]
+
+
+def test_an_edit_of_the_file_is_another_model(desk: Path, tmp_path: Path) -> None:
+    store = {"EDGECNN_CACHE": str(tmp_path)}
+    (desk / "edited.yaml").write_text(RECIPE.replace("colours.onnx", "edited.onnx"))
+    for producer in ("one", "another"):
+        model = onnx.load(str(colour_net(desk / "edited.onnx")))
+        model.producer_name = producer
+        onnx.save(model, str(desk / "edited.onnx"))
+        done = edgecnn(desk, "build", "edited.yaml", "--until", "export", **store)
+        assert done.returncode == 0, done.stderr
+    counts = [len({path.parent for path in tmp_path.rglob(f"{stage}/*/stage.json")}) for stage in ("data", "train")]
+    assert counts == [1, 2]

@@ -66,7 +66,7 @@ def build_recipe(
     from edgecnn.verdict.runs import publish, require_latest
 
     if until is not None and until not in STAGES:
-        raise EdgeError(f"no stage `{until}`", f"stages: {', '.join(STAGES)}")
+        raise EdgeError(f"there is no stage `{until}`", f"stages: {', '.join(STAGES)}")
     require_latest(folder)
     target = connect(profile, boards)
     check_library_names(loaded, lambda: _rehearsed(loaded, target))
@@ -133,7 +133,7 @@ def resolve_run(path: Path) -> Path:
         if (folder / "report.json").is_file():
             return folder.resolve()
     raise EdgeError(
-        f"no run in `{path}`: it has no report.json", "give a run folder, as runs/quickstart/cpu-x86/latest"
+        f"`{path}` holds no run: it has no report.json", "give a run folder, such as runs/quickstart/cpu-x86/latest"
     )
 
 

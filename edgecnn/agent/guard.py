@@ -92,7 +92,7 @@ class _Guard:
         """The file's name is its hash: a damaged agent is one that the host sends again."""
         if hashlib.sha256(self.pyz.read_bytes()).hexdigest() != self.pyz.stem:
             raise Refusal(
-                "agent-damaged", f"the agent on the board is damaged: {self.pyz}", "run again: it is sent anew"
+                "agent-damaged", f"the agent on the board is damaged: {self.pyz}", "run again: it will be sent again"
             )
         os.utime(self.pyz)
 

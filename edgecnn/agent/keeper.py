@@ -149,7 +149,7 @@ def _set(job: Json, note: Path) -> Json:
     before = read_mode()
     if mode is not None and before is None:
         raise Refusal(
-            "refused", "the board does not tell its power mode, so it could not be set back", "leave out --power-mode"
+            "refused", "the board does not report its power mode, so it could not be restored", "drop --power-mode"
         )
     if mode is not None and before is not None and before.number is None:
         before = find_mode(before.name)

@@ -113,7 +113,7 @@ def find_mode(name: str) -> PowerMode:
     names = ", ".join(mode.name for mode in modes)
     raise Refusal(
         "refused", f"the board has no power mode `{name}`",
-        f"it has {names}" if names else "it has no nvpmodel: leave out --power-mode",
+        f"it has {names}" if names else "it has no nvpmodel: drop --power-mode",
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def order(*command: str, answer: str = "no", seconds: float = 30.0) -> str:
     if program is None:
         raise Refusal(
             "refused", f"the board has no `{command[0]}`, so its power mode and clocks cannot be set",
-            "leave out --power-mode and --lock-clocks",
+            "drop --power-mode and --lock-clocks",
         )  # fmt: skip
     words = [program, *command[1:]]
     if os.geteuid() != 0:
@@ -198,7 +198,7 @@ def _hint(command: Command) -> str:
         f"put this line into /etc/sudoers.d/edgecnn with `sudo visudo -f /etc/sudoers.d/edgecnn`:\n"
         f"{sudoers(dict.fromkeys(commands), user)}\n"
         f"It grants {user} these commands as root with exactly these arguments: to set the power mode, and to lock and "
-        "restore the clocks. Or leave out --power-mode and --lock-clocks"
+        "restore the clocks. Or drop --power-mode and --lock-clocks"
     )
 
 
@@ -222,9 +222,7 @@ def store_clocks() -> str:
         return DESKTOP
     order(JETSON, "--store", str(clocks_file()), answer="y")  # over what an earlier job left, which was restored
     if not clocks_file().is_file():
-        raise Refusal(
-            "refused", f"jetson_clocks did not store the clocks in {clocks_file()}", "leave out --lock-clocks"
-        )
+        raise Refusal("refused", f"jetson_clocks did not store the clocks in {clocks_file()}", "drop --lock-clocks")
     return JETSON
 
 
@@ -239,7 +237,7 @@ def lock_clocks(program: str) -> None:
         return
     highest = ask(DESKTOP, "--id=0", "--query-gpu=clocks.max.graphics", "--format=csv,noheader,nounits").strip()
     if not highest.isdigit():
-        raise Refusal("refused", f"the GPU does not tell its highest clock: `{highest}`", "leave out --lock-clocks")
+        raise Refusal("refused", f"the GPU does not report its highest clock: `{highest}`", "drop --lock-clocks")
     order(DESKTOP, "--id=0", f"--lock-gpu-clocks={highest},{highest}")
 
 

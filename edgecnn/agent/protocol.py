@@ -99,7 +99,7 @@ class Cache:
             Refusal: it isn't 64 hex digits: nothing else ever becomes a path.
         """
         if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-            raise Refusal("refused", f"`{digest}` is no SHA-256 in hex")
+            raise Refusal("refused", f"`{digest}` is not a SHA-256 in hex")
         return self.files / digest
 
     def make(self) -> None:
@@ -127,15 +127,15 @@ def read_job(folder: Path) -> Json:
     except ValueError as error:
         raise Refusal("refused", f"the job file of `{folder.name}` is damaged: {error}", "run it again") from error
     if not isinstance(job, dict):
-        raise Refusal("refused", f"the job file of `{folder.name}` holds no JSON object")
+        raise Refusal("refused", f"the job file of `{folder.name}` is not a JSON object")
     asked = job.get("protocol")
     if asked != PROTOCOL:
         newer = isinstance(asked, int) and asked > PROTOCOL
         raise Refusal(
             "agent-too-old" if newer else "tool-too-old",
-            f"the tool speaks protocol {asked}, the board's agent {PROTOCOL}",
+            f"this edgecnn speaks protocol {asked}, the board's agent speaks {PROTOCOL}",
             "update edgecnn where it runs: the agent travels with it" if not newer else "send the tool's own agent",
         )
     if job.get("do") not in JOBS:
-        raise Refusal("refused", f"the agent knows no job `{job.get('do')}`", f"it knows {', '.join(JOBS)}")
+        raise Refusal("refused", f"the agent has no job `{job.get('do')}`", f"its jobs: {', '.join(JOBS)}")
     return job

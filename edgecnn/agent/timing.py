@@ -73,7 +73,7 @@ def time_pairs(cache: Cache, folder: Path, job: Json) -> Json:
     """
     plan, profile, root = Plan.of(job["spec"]), job.get("profile") or "recipe", sys_root()
     if profile not in ("recipe", *PROFILES):
-        raise Refusal("refused", f"no timing profile `{profile}`", f"valid: {', '.join(PROFILES)}")
+        raise Refusal("refused", f"there is no timing profile `{profile}`", f"valid: {', '.join(PROFILES)}")
     backend = load_backend(job["backend"])
     paths = [files.checked(cache, job[name]) for name in NAMES]
     runners = [backend.load(path, threads=plan.threads) for path in paths]

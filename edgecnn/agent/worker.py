@@ -66,7 +66,7 @@ def _do(cache: Cache, folder: Path, job: Json) -> Json:
 
             return time_pairs(cache, folder, job)
         case other:
-            raise Refusal("refused", f"the agent knows no job `{other}`")
+            raise Refusal("refused", f"the agent has no job `{other}`")
 
 
 def _mend(cache: Cache) -> None:

@@ -140,7 +140,9 @@ def _with_outputs(model: Path, tensors: tuple[str, ...]) -> bytes:
 
 
 def _cannot_run(error: Exception) -> EdgeError:
-    return EdgeError(f"onnxruntime cannot run the graph: {_first_line(error)}", "do the inputs' sizes fit the model?")
+    return EdgeError(
+        f"onnxruntime cannot run the graph: {_first_line(error)}", "check that the sizes of the inputs fit the model"
+    )
 
 
 def _dtype(text: str) -> str:

@@ -24,7 +24,7 @@ def feeds(inputs: tuple[TensorInfo, ...], batch: int, file: Path) -> Arrays:
         if None in one.shape[1:]:
             raise EdgeError(
                 f"`{file}` cannot be timed: input `{one.name}` has free dimensions {one.shape}",
-                "of an image tell the size: --input size=224; else export it with its sizes fixed",
+                "for an image give its size, --input size=224; otherwise export the model with fixed sizes",
             )
         fixed = one.shape[0] if one.shape else None
         if fixed not in (None, batch):

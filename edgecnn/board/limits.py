@@ -47,5 +47,5 @@ def parse_limits(texts: Sequence[str]) -> LinkLimits:
         try:
             given[name.strip()] = float(value)
         except ValueError:
-            raise EdgeError(f"--link takes NAME=SECONDS, not `{text}`", "as --link connect_s=10") from None
+            raise EdgeError(f"--link takes NAME=SECONDS, not `{text}`", "for example --link connect_s=10") from None
     return LinkLimits(**given)

@@ -136,7 +136,7 @@ def _host_key(name: str, login: str, found: dict[str, str]) -> Unreachable:
     files = [*shlex.split(found.get("userknownhostsfile", "")), *shlex.split(found.get("globalknownhostsfile", ""))]
     if any(_knows(user_path(one), key_name) for one in files):
         return Unreachable(
-            f"the host key of `{name}` is not the known one: another machine, or a board set up anew",
+            f"the host key of `{name}` is not the one in known_hosts: another machine answers, or it was reinstalled",
             f"if that is expected, forget the old key with `ssh-keygen -R {shlex.quote(key_name)}{file}`, then log in"
             f" once with `ssh {login}` and compare the fingerprint it shows",
         )

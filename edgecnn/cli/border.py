@@ -92,7 +92,7 @@ def _require_working_directory() -> None:
         os.getcwd()
     except OSError as error:
         raise EdgeError(
-            f"the working directory is not there any more: {error.strerror}", "change into another one: cd ~"
+            f"the working directory no longer exists: {error.strerror}", "change into another one: cd ~"
         ) from error
 
 

@@ -75,7 +75,7 @@ def say_passed(passed: Counter[str]) -> None:
         told = [f"{count} {what}" for what, count in passed.most_common(PASSED_SHOWN)]
         rest = passed.total() - sum(count for _, count in passed.most_common(PASSED_SHOWN))
         told += [f"{rest} others"] if rest else []
-        current().note(f"data: passed over {passed.total():,} {noun} not read as images: {', '.join(told)}")
+        current().note(f"data: skipped {passed.total():,} {noun} not read as images: {', '.join(told)}")
 
 
 def shown_ending(ending: str) -> str:

@@ -243,7 +243,7 @@ def _compare(path: Path, wrapped: Preprocessed, card: ModelCard, spec: ExportSpe
         difference = float(np.abs(answer - expected.numpy()).max())
         if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise EdgeError(
-                f"the exported ONNX answers otherwise than torch: {output.name} differ by {difference:.3g}",
+                f"the exported ONNX file and torch give different results: {output.name} differ by {difference:.3g}",
                 "report this model; `model.weights` with NaN or infinite values also does this",
             )
 

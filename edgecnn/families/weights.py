@@ -70,13 +70,9 @@ def _chosen(content: Any, path: Path) -> State:
             continue
         if state := _state(value):
             if last:
-                progress.current().note(
-                    f"`{path}`: the averaged weights (`{key}`) are taken, not those of the last step"
-                )
+                progress.current().note(f"`{path}`: using the averaged weights (`{key}`), not those of the last step")
             return state
-        progress.current().note(
-            f"`{path}`: `{key}` holds no state dict; averaged weights in another form are not taken"
-        )
+        progress.current().note(f"`{path}`: `{key}` holds no state dict; averaged weights in another form are not used")
     state = last or _state(content)
     if not state:
         raise EdgeError(
@@ -84,9 +80,7 @@ def _chosen(content: Any, path: Path) -> State:
             "save one: torch.save(model.state_dict(), 'weights.pt')",
         )
     if averaged := _averaged_beside(state):
-        progress.current().note(
-            f"`{path}`: the averaged weights (`{averaged[0]}.…`) are taken, not those of the last step"
-        )
+        progress.current().note(f"`{path}`: using the averaged weights (`{averaged[0]}.…`), not those of the last step")
         return averaged[1]
     return state
 

@@ -83,7 +83,7 @@ def _canonical(loaded: onnx.ModelProto, path: Path) -> ir.Model:
             value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
     for node in model.graph:
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-            progress.current().note(f"{node.op_type} `{node.name}` holds a subgraph: what is in it stays float")
+            progress.current().note(f"{node.op_type} `{node.name}` holds a subgraph: its contents stay float")
     return model
 
 

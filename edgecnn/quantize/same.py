@@ -46,7 +46,9 @@ def require_same(path: Path, model: ir.Model, feeds: list[Feeds]) -> None:
     try:
         wanted = _answers(path, feeds)
     except EdgeError as error:
-        progress.current().note(f"onnxruntime cannot run the file as it is, so no answer was compared: {error.message}")
+        progress.current().note(
+            f"onnxruntime cannot run the file as it is, so its outputs were not compared: {error.message}"
+        )
         return
     feeds = feeds[: len(wanted)]
     compared = Comparison.of(path, model)
@@ -55,21 +57,21 @@ def require_same(path: Path, model: ir.Model, feeds: list[Feeds]) -> None:
         return
     if any(np.isnan(values).any() for one in wanted for values in one if values.dtype.kind == "f"):
         raise EdgeError(
-            f"`{path}` itself answers NaN on calibration images",
+            f"`{path}` itself gives NaN on calibration images",
             "the float model overflows there: check its weights and its input's normalization",
         )
     if told := compared.difference(wanted, _answers(path, feeds)):
         raise _changing(path, told)
     if told := compared.difference(wanted, got, _answers(path, feeds, simulate=True)):
         raise InternalError(
-            f"edgecnn's own form of `{path.name}` computes something else than the file: {told}. "
+            f"edgecnn's own form of `{path.name}` computes something other than the file: {told}. "
             "Nothing is wrong with the file"
         )
 
 
 def _changing(path: Path, why: str) -> EdgeError:
     return EdgeError(
-        f"`{path}` answers otherwise from run to run: {why}", "export it with model.eval(), without random nodes"
+        f"`{path}` gives different results from run to run: {why}", "export it with model.eval(), without random nodes"
     )
 
 

@@ -91,7 +91,8 @@ def run(session: onnxruntime.InferenceSession, feeds: Feeds, outputs: list[str] 
     except Exception as error:
         first = str(error).split("\n")[0]
         raise EdgeError(
-            f"onnxruntime cannot run the graph: {first}", "do size, layout and channels of the images fit the model?"
+            f"onnxruntime cannot run the graph: {first}",
+            "check that size, layout and channels of the images fit the model",
         ) from error
 
 

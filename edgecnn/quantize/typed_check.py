@@ -113,7 +113,7 @@ def checked(model: ir.Model, measured: Magnitudes, reference: Reference) -> Type
     if best.lost_db > ALLOWED_DB:
         everything = {node.name or "": why for node in model.graph}
         best = _evaluated(model, measured, everything, reference)
-        progress.current().note("the typed graph is FP32 throughout: in FP16 its answers were not those of FP32")
+        progress.current().note("the typed graph is FP32 throughout: its outputs in FP16 differed from those in FP32")
     elif best.lost_db > WANTED_DB:
         progress.current().note(f"the typed graph's FP16 costs {best.lost_db:.1f} dB of SQNR against FP32")
     return best

@@ -81,7 +81,7 @@ def read_yaml(path: Path, hint: str) -> YamlFile:
     parsed = _Parsed(str(path))
     content = parsed.document(text)
     if not isinstance(content, dict):
-        raise EdgeError(f"`{path}` holds no keys", hint)
+        raise EdgeError(f"`{path}` has no keys", hint)
     return YamlFile(path, content, parsed.lines)
 
 
@@ -103,10 +103,15 @@ def dump_yaml(content: object, **options: Any) -> str:
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise EdgeError(f"`{path}` is larger than {MOST_BYTES >> 10} kB", "give a file that a person would write")
+            raise EdgeError(
+                f"`{path}` is larger than {MOST_BYTES >> 10} kB",
+                "a recipe or device file has a few kB: check that this is the right file",
+            )
         data = path.read_bytes()
     except OSError as error:
-        raise EdgeError(f"cannot read `{path}`: {error.strerror or error}", "check the path and its rights") from error
+        raise EdgeError(
+            f"cannot read `{path}`: {error.strerror or error}", "check the path and its permissions"
+        ) from error
     try:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:

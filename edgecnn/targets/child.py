@@ -32,7 +32,7 @@ def work(job: Json) -> Json:
         case "time":
             return _time(job)
         case other:
-            raise EdgeError(f"the engine process knows no job `{other}`")
+            raise EdgeError(f"the engine process has no job `{other}`")
 
 
 def _tensorrt(job: Json) -> Any:

@@ -180,7 +180,7 @@ class Fleet:
 
 
 def _say_left_out(host: str, error: EdgeError) -> None:
-    progress.current().note(f"{host}: {error.message}; going on without it")
+    progress.current().note(f"{host}: {error.message}; continuing without it")
 
 
 class _Named:

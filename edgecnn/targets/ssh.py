@@ -54,7 +54,7 @@ def connect_boards(profile: DeviceProfile, boards: Boards, agent: Agent | None =
         if other.result != first.result:
             raise EdgeError(
                 f"`{other.host}` and `{first.host}` are not alike: {_difference(first.result, other.result)}",
-                "a fleet is of boards with the same hardware, software and power mode; build for each alone",
+                "the boards of a fleet need the same hardware, software and power mode; build for each of them alone",
             )
     # A board that was dead until now was never looked at: what wakes later stays out of this build.
     return SshTarget(profile, first.result, replace(fleet, hosts=tuple(one.host for one in answered)))
@@ -255,7 +255,7 @@ def _read_pairs(path: Path, count: int, host: str) -> dict[str, Any]:
             if not np.all(np.isfinite(values)) or np.any(values <= 0):
                 raise ValueError(f"`{name}` has times that are not above 0 ms")
     except (ValueError, KeyError, TypeError) as error:
-        raise EdgeError(f"`{host}` answers with pairs that cannot be read: {error}", "run it again") from error
+        raise EdgeError(f"`{host}` returned timings that cannot be read: {error}", "run it again") from error
     return pairs
 
 

@@ -33,7 +33,7 @@ def train(out: Path, spec: Student | TeacherSpec, images: DataSpec, data: Artifa
         return
     if spec.train.epochs == 0 and model.weights is None:
         raise EdgeError(
-            f"nothing to take for `{section}`: no weights and no training",
+            f"`{section}` has nothing to run: no weights and no training",
             f"give `{section}.weights`, or `{'' if taught else 'teacher.'}train.epochs` above 0",
         )
     scratch = out / "resume"

@@ -41,9 +41,9 @@ def load(resume: Path) -> Content | None:
         if best_file(resume, content["best_epoch"]).exists():
             return content
     except Exception as error:  # noqa: BLE001  # torch.load raises many kinds for a damaged file
-        progress.current().note(f"train: the checkpoint can't be read ({type(error).__name__}); starting anew")
+        progress.current().note(f"train: the checkpoint cannot be read ({type(error).__name__}); starting over")
         return None
-    progress.current().note("train: the checkpoint's best weights are missing; starting anew")
+    progress.current().note("train: the checkpoint's best weights are missing; starting over")
     return None
 
 

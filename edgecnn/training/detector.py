@@ -178,7 +178,7 @@ class Trainer(DetectionTrainer):
         dropped = [str(self.index.files[n]) for n in numbers if str(image_file(self.folder, n)) not in taken]
         if dropped:
             raise EdgeError(
-                f"Ultralytics' trainer leaves out {len(dropped)} of {len(numbers)} images: {listed(dropped)}",
+                f"Ultralytics' trainer drops {len(dropped)} of {len(numbers)} images: {listed(dropped)}",
                 "look at these images and their boxes, or remove them",
             )
         return dataset

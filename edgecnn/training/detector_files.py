@@ -102,8 +102,8 @@ def write_teacher(path: Path, folder: Path, index: Index) -> Path:
     trained = read_trained(folder)
     if trained.card.family != "ultralytics" or trained.card.classes != index.classes:
         raise EdgeError(
-            f"the teacher knows {len(trained.card.classes)} classes, the data has {len(index.classes)}",
-            "train the teacher on this data (`teacher.train.epochs`), or take one of these classes",
+            f"the teacher has {len(trained.card.classes)} classes, the data has {len(index.classes)}",
+            "train the teacher on this data (`teacher.train.epochs`), or take one with these classes",
         )
     content = {"model": trained.net, "ema": None, "train_args": {}, "epoch": -1, "date": None, "version": "0"}
     partial = path.with_suffix(".partial")

@@ -76,7 +76,7 @@ class GraphNet(nn.Module):
         for node in self.nodes:
             if why := unmapped(node):
                 raise EdgeError(
-                    f"`{node.name}` can't be trained: {why}", "stop the ladder before: `recover: {stop_at: mixed}`"
+                    f"`{node.name}` cannot be trained: {why}", "stop the ladder before: `recover: {stop_at: mixed}`"
                 )
         self.candidate: Candidate | None = start[0] if start else None
         self.scheme: Scheme | None = start[1] if start else None

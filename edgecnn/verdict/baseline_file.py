@@ -114,7 +114,7 @@ def read_baseline(file: Path) -> Baseline:
         raise EdgeError(f"cannot read the baseline `{file}`: {error.strerror or error}", hint) from error
     except DAMAGED as error:
         what = "not an edgecnn baseline" if isinstance(error, ValidationError) else error
-        raise EdgeError(f"`{file}` is damaged or no baseline: {what}", hint) from error
+        raise EdgeError(f"`{file}` is damaged or not a baseline: {what}", hint) from error
 
 
 def _read_archive(archive: zipfile.ZipFile, where: str) -> Baseline:
@@ -160,7 +160,7 @@ def read_outcomes(metric: str, content: bytes, where: str) -> Kept:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as inner:
             if sum(entry.file_size for entry in inner.infolist()) > LIMITS["outcomes.npz"]:
-                raise ValueError("it unpacks to more than a gigabyte")
+                raise ValueError("it unpacks to more than 1 GB")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return Kept(task, arrays, task.restore(arrays))

@@ -32,7 +32,7 @@ def require_latest(folder: Path) -> None:
     latest = folder / "latest"
     if latest.exists() and not latest.is_symlink():
         raise EdgeError(
-            f"`{latest}` is a {'folder' if latest.is_dir() else 'file'} of its own, not a link to a run",
+            f"`{latest}` is a {'folder' if latest.is_dir() else 'file'}, not a link to a run",
             "rename or remove it, or choose another folder with --out",
         )
 

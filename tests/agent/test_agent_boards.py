@@ -31,7 +31,7 @@ def test_a_damaged_agent(home: AgentHome) -> None:
 def test_another_protocol(home: AgentHome, protocol: int, kind: str) -> None:
     answer = home.run("describe", protocol=protocol)
     assert answer["kind"] == kind
-    assert f"the tool speaks protocol {protocol}, the board's agent {PROTOCOL}" in answer["error"]
+    assert f"this edgecnn speaks protocol {protocol}, the board's agent speaks {PROTOCOL}" in answer["error"]
 
 
 def test_a_job_that_is_not_there(home: AgentHome) -> None:

@@ -97,7 +97,7 @@ def test_accept_believes_only_what_it_hashed(home: AgentHome) -> None:
 
 def test_accept_takes_no_path_for_a_digest(home: AgentHome) -> None:
     answer = home.run("accept", files=[{"sha256": "../../job", "size": 1}])
-    assert (answer["kind"], "no SHA-256" in answer["error"]) == ("refused", True)
+    assert (answer["kind"], "not a SHA-256" in answer["error"]) == ("refused", True)
 
 
 def test_two_tools_send_the_same_file_at_once(home: AgentHome) -> None:

@@ -301,7 +301,7 @@ def test_what_cannot_be_restored_is_said_and_tried_again(home: AgentHome, orin: 
 def test_a_board_without_power_modes(tmp_path: Path) -> None:
     home = AgentHome(tmp_path / "home", env={"EDGECNN_SYS_ROOT": str(tmp_path)})
     answer = home.run("time", **time_job(home, tmp_path, power_mode="15W"))
-    assert "it has no nvpmodel: leave out --power-mode" in answer["hint"]
+    assert "it has no nvpmodel: drop --power-mode" in answer["hint"]
 
 
 @pytest.mark.skipif(find("nvidia-smi") is not None, reason="a real GPU's clocks would be locked here")

@@ -251,7 +251,7 @@ def test_no_tensorrt(connect: Connect, server: Sshd, tmp_path: Path) -> None:
 
 def test_another_protocol(connect: Connect) -> None:
     board = connect()
-    with pytest.raises(JobFailed, match="the tool speaks protocol 99, the board's agent 1") as caught:
+    with pytest.raises(JobFailed, match="this edgecnn speaks protocol 99, the board's agent speaks 1") as caught:
         board.run({"do": "describe", "protocol": 99})
     assert caught.value.kind == "agent-too-old"
 

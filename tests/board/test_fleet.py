@@ -99,7 +99,7 @@ def test_a_boards_work_goes_to_the_others_when_it_dies() -> None:
         done = spread(fleet(Pretend("a", seconds=0.02), Pretend("b", dies_after=2, seconds=0.02)), 12)
     assert [piece for _, piece in done] == list(range(12))
     assert Counter(host for host, _ in done)["b"] == 2
-    assert told.notes == ["b: the link to `b` was lost; going on without it"]
+    assert told.notes == ["b: the link to `b` was lost; continuing without it"]
 
 
 def test_the_last_piece_comes_back_from_a_board_that_dies_on_it() -> None:

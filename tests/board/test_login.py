@@ -78,7 +78,7 @@ def test_a_changed_host_key(server: Sshd, agent: Agent, kind: str) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(other)], check=True)
     server.known_hosts.write_text(f"board-key {' '.join(other.with_suffix('.pub').read_text().split()[:2])}\n")
     error = refused(server, agent)
-    assert "the host key of `board` is not the known one" in error.message
+    assert "the host key of `board` is not the one in known_hosts" in error.message
     assert f"ssh-keygen -R board-key -f {server.known_hosts}" in error.hint
     assert not server.cache.exists()
 
@@ -269,7 +269,7 @@ def test_fish_as_the_login_shell(server: Sshd, connect: Connect, tmp_path: Path)
     file = tmp_path / "weights.bin"
     file.write_bytes(os.urandom(100_000))
     assert send(board, file)["have"]
-    with pytest.raises(JobFailed, match="the agent knows no job `dance`"):
+    with pytest.raises(JobFailed, match="the agent has no job `dance`"):
         board.run({"do": "dance"})
 
 

@@ -190,7 +190,7 @@ def test_a_deleted_working_directory(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": REPO},
     )
     assert done.returncode == 2, done.stderr
-    assert "error: the working directory is not there any more" in done.stderr
+    assert "error: the working directory no longer exists" in done.stderr
 
 
 def test_a_home_that_nobody_has() -> None:

@@ -152,7 +152,7 @@ def test_report_in_every_form(built: Edgecnn) -> None:
     assert "small" in built("report", run, "--md").stdout
     assert json.loads(built("report", run, "--json").stdout)["recipe"] == "small"
     assert "max_accuracy_drop" in built("report", run).stdout
-    assert "no run in" in built("report", "nowhere", code=2).stderr
+    assert "holds no run" in built("report", "nowhere", code=2).stderr
 
 
 def test_check_against_its_own_baseline(built: Edgecnn) -> None:
@@ -256,7 +256,7 @@ def test_scored_labels_do_not_reach_the_model(tmp_path: Path) -> None:
         (["build", "small.yaml", "--set", "model.weights=./none.pt"], "none.pt"),
         (["build", "small.yaml", "--set", "quantize.keep_float=[nothing]"], "nothing"),
         (["quantize", "small.yaml", "--data", "x", "--device", "cpu-x86"], "small.yaml"),
-        (["check", "none", "--baseline", "none.zip"], "no run in `none`"),
+        (["check", "none", "--baseline", "none.zip"], "`none` holds no run"),
         (["devices", "show", "jetson-orin-nan"], "no device `jetson-orin-nan`"),
     ],
 )

@@ -105,5 +105,5 @@ def test_latest_that_is_no_link_is_refused(tmp_path: Path) -> None:
     require_latest(tmp_path)
     (tmp_path / "latest").unlink()
     (tmp_path / "latest").mkdir()
-    with pytest.raises(EdgeError, match="is a folder of its own, not a link to a run"):
+    with pytest.raises(EdgeError, match="is a folder, not a link to a run"):
         require_latest(tmp_path)

@@ -107,7 +107,7 @@ def test_more_endings_are_read_and_the_others_are_told(
     with showing(Plain()):
         assert len(find_source(DataSpec(format="image-folder", root=folder)).files) == taken
     told = capsys.readouterr().err
-    for part in ("passed over 5 files ", "2 .heic", "1 .txt", "1 without ending", "1 images outside the class folders"):
+    for part in ("skipped 5 files ", "2 .heic", "1 .txt", "1 without ending", "1 images outside the class folders"):
         assert part in told
     with showing(Plain()):
         assert train_of(yolo) == (7, 1)

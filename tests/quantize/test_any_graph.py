@@ -457,7 +457,7 @@ def test_what_stands_in_a_subgraph_stays_float_and_is_said(tmp_path: Path, schem
     (tmp_path / "int8").mkdir()
     with hearing() as notes:
         quantize_model(tmp_path / "int8", SPEC, scheme, path, pictures(8), contract())
-    assert "If `choice` holds a subgraph: what is in it stays float" in notes.said
+    assert "If `choice` holds a subgraph: its contents stay float" in notes.said
     report = json.loads((tmp_path / "int8" / "quantize.json").read_text())
     assert layers(report) == {"stem": True, "choice/inner": False, "c": True, "head": True}
     assert report["sqnr_db"] > 15.0
@@ -517,7 +517,7 @@ def test_a_loop_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "int8").mkdir()
     with hearing() as notes:
         quantize_model(tmp_path / "int8", SPEC, TENSORRT, path, pictures(8), contract())
-    assert "Loop `again` holds a subgraph: what is in it stays float" in notes.said
+    assert "Loop `again` holds a subgraph: its contents stay float" in notes.said
     assert json.loads((tmp_path / "int8" / "quantize.json").read_text())["sqnr_db"] > 15.0
 
 

@@ -95,7 +95,7 @@ def test_our_own_fault_is_told_as_ours(tmp_path: Path) -> None:
     weight = model.graph.initializers["w0"]
     weight.const_value = ir.tensor(weight.const_value.numpy() * 1.01, name="w0")
     with pytest.raises(
-        InternalError, match=r"`m\.onnx` computes something else than the file: output `y` is .* dB away"
+        InternalError, match=r"`m\.onnx` computes something other than the file: output `y` is .* dB away"
     ):
         require_same(path, model, feeds)
 
@@ -109,7 +109,7 @@ def test_random_answers_are_refused(op: str, kind: str, tmp_path: Path) -> None:
     if op == "Dropout":
         given.add(half=np.float32(0.5), yes=np.asarray(True))
     path = given.out("y").save(tmp_path / "m.onnx")
-    with pytest.raises(EdgeError, match=rf"answers otherwise from run to run: {kind} draws random numbers"):
+    with pytest.raises(EdgeError, match=rf"gives different results from run to run: {kind} draws random numbers"):
         quantized(path, TENSORRT)
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_answers_nan_is_not_our_fault(tmp_path: Path) -> None:
     model.graph.outputs[0].producer().replace_input_with(
         0, next(n for n in model.graph if n.op_type == "Relu").outputs[0]
     )
-    with pytest.raises(EdgeError, match=r"`.*m\.onnx` itself answers NaN"):
+    with pytest.raises(EdgeError, match=r"`.*m\.onnx` itself gives NaN"):
         require_same(path, model, feeds)
 
 

@@ -129,7 +129,7 @@ def test_paths_are_relative_to_the_recipe_then_to_the_data_root(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("[1, 2]", "holds no keys"), ("a: [", "r.yaml:1: not valid YAML"), ("", "no keys")]
+    ("text", "words"), [("[1, 2]", "has no keys"), ("a: [", "r.yaml:1: not valid YAML"), ("", "no keys")]
 )
 def test_not_a_recipe(tmp_path: Path, text: str, words: str) -> None:
     assert words in refused(recipe(tmp_path, text)).message

@@ -89,8 +89,8 @@ def test_encodings(tmp_path: Path, codec: str) -> None:
         (b"#" * (MOST_BYTES + 1), "f.yaml` is larger than 256 kB"),
         (b"a: 1\n  b: 2\n", "f.yaml:2: not valid YAML"),
         (b"a: 1\n\nb: 1\na: 2\nb: 2\n", "f.yaml:4: `a` is written twice"),
-        (b"- 1\n", "f.yaml` holds no keys"),
-        (b"", "f.yaml` holds no keys"),
+        (b"- 1\n", "f.yaml` has no keys"),
+        (b"", "f.yaml` has no keys"),
     ],
 )
 def test_files_that_are_refused_name_the_line(tmp_path: Path, data: bytes, words: str) -> None:

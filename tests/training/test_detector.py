@@ -200,7 +200,7 @@ def test_images_that_the_trainer_leaves_out_are_named(
     trainer.index, trainer.folder = index, tmp_path
     kept = type("Dataset", (), {"im_files": [str(image_file(tmp_path, number)) for number in numbers[1:]]})()
     monkeypatch.setattr(DetectionTrainer, "build_dataset", lambda *_: kept)
-    with pytest.raises(EdgeError, match=f"leaves out 1 of {len(numbers)} images: `{index.files[numbers[0]]}`"):
+    with pytest.raises(EdgeError, match=f"drops 1 of {len(numbers)} images: `{index.files[numbers[0]]}`"):
         trainer.build_dataset("train.txt", "train", 4)
 
 

@@ -359,7 +359,7 @@ def test_a_loss_that_is_not_a_number(model: Path, digits: Artifact, tmp_path: Pa
 def test_an_operator_that_torch_cannot_run(digits: Artifact, tmp_path: Path) -> None:
     model = write_net(tmp_path / "model.onnx", digits.path, extra="Softsign")
     tools, candidate = tools_of(model, digits.path, tmp_path, TENSORRT)
-    with pytest.raises(EdgeError, match="`extra` can't be trained: Softsign"):
+    with pytest.raises(EdgeError, match="`extra` cannot be trained: Softsign"):
         trained(tools, candidate, tmp_path / "out")
 
 

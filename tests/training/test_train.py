@@ -129,7 +129,7 @@ def test_nothing_to_take(tmp_path: Path, digits: Artifact, role: str) -> None:
     spec: Student | TeacherSpec = TeacherSpec.model_validate(fields)
     if role == "model":
         spec = Student(model=ModelSpec.model_validate(fields), train=TrainSpec())
-    with pytest.raises(EdgeError, match=f"nothing to take for `{role}`: no weights and no training"):
+    with pytest.raises(EdgeError, match=f"`{role}` has nothing to run: no weights and no training"):
         train(tmp_path, spec, DIGITS, digits, None)
 
 

@@ -224,7 +224,7 @@ def test_a_baseline_that_is_not_there_is_named(run, tmp_path):
 def test_a_truncated_file_is_refused(run, stored, share):
     content = stored.read_bytes()
     stored.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(EdgeError, match="damaged or no baseline"):
+    with pytest.raises(EdgeError, match="damaged or not a baseline"):
         check(run, stored)
 
 
@@ -267,7 +267,7 @@ def test_changed_outcomes_are_refused(run, stored):
 def test_another_zip_is_refused(run, stored):
     with zipfile.ZipFile(stored, "w") as archive:
         archive.writestr("word/document.xml", "<x/>")
-    with pytest.raises(EdgeError, match="damaged or no baseline"):
+    with pytest.raises(EdgeError, match="damaged or not a baseline"):
         check(run, stored)
 
 

@@ -116,7 +116,7 @@ def _load(path: Path) -> dict[str, Any]:
             f"cannot read `{path}`: {error.strerror}", "`data.train` and `data.scored` are relative to `data.root`"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise EdgeError(f"`{path}` is not JSON: {error}", "write it anew with the tool that made it") from error
+        raise EdgeError(f"`{path}` is not JSON: {error}", "export it again with the tool that made it") from error
     for key in LISTS:
         if not isinstance(content, dict) or key not in content:
             raise EdgeError(f"`{path}` is not a COCO file: it has no `{key}`", f"it needs {', '.join(LISTS)}")
@@ -151,7 +151,7 @@ def _refuse_twice(path: Path, what: str, values: Sequence[int | str]) -> None:
     if twice:
         raise EdgeError(
             f"`{path}` has the same {what} twice: {listed(twice)}",
-            "number the entries anew when files are joined; each image once, with all its annotations",
+            "renumber the entries when files are merged; each image once, with all its annotations",
         )
 
 
@@ -169,7 +169,7 @@ def image_folder(path: Path, root: Path, files: list[str]) -> Path:
             return place
     looked = ", ".join(f"`{place}`" for place in places)
     raise EdgeError(
-        f"the images of `{path}` are not there: no `{short(files[0])[1:-1]}` in {looked}", "put them into one of these"
+        f"the images of `{path}` do not exist: no `{short(files[0])[1:-1]}` in {looked}", "put them into one of these"
     )
 
 

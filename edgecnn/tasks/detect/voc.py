@@ -168,7 +168,7 @@ def _xml(path: Path) -> str:
             f"`{path}` declares the encoding `{encoding}`, which is not known", "save it as UTF-8"
         ) from error
     if "<!ENTITY" in text:
-        raise EdgeError(f"`{path}` declares XML entities", "write the texts out: annotations need none")
+        raise EdgeError(f"`{path}` declares XML entities", "write the text without them: annotations need none")
     return text.lstrip("\ufeff")
 
 

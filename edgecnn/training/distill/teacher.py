@@ -42,7 +42,7 @@ def load_teacher(folder: Path, classes: tuple[str, ...], device: torch.device, c
     trained = read_trained(folder)
     if trained.card.classes != classes:
         raise EdgeError(
-            f"the teacher's classes are not the student's: it knows {len(trained.card.classes)}, "
+            f"the teacher's classes are not the student's: it has {len(trained.card.classes)}, "
             f"the data has {len(classes)}, or their names or order differ",
             "train the teacher on the same data",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
@@ -13,13 +14,19 @@ from edgecnn import __version__
 
 F = TypeVar("F", bound=Callable[..., None])
 Versions = Callable[[str], str]
+ENGINES = ("backends", "targets", "board", "agent", "measure")  # rooms that decide what an engine is and answers
 
 
-def decided_by(*libraries: str) -> Callable[[F], F]:
-    """Mark a stage function with the libraries whose versions decide its result; they enter its key."""
+def decided_by(*libraries: str, rooms: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Mark a stage function with what decides its result and enters its key.
+
+    Args:
+        libraries: distributions, by their versions.
+        rooms: in a checkout the sources of these folders of the package; none given: all sources.
+    """
 
     def mark(make: F) -> F:
-        make.libraries = libraries  # type: ignore[attr-defined]  # functions carry attributes
+        make.libraries, make.rooms = libraries, rooms  # type: ignore[attr-defined]  # functions carry attributes
         return make
 
     return mark
@@ -41,18 +48,18 @@ def install_command(extras: str) -> str:
     return f"pip install 'edgecnn[{extras}]'"
 
 
-def code_version() -> str:
-    """edgecnn's version; in a source checkout, with a digest of the sources, so that an edit makes stages again."""
-    global _code_version
-    if _code_version is None:
-        package = Path(__file__).parents[1]
-        _code_version = __version__
-        if (package.parent / "pyproject.toml").exists():
-            content = hashlib.sha256()
-            for path in sorted(package.rglob("*.py")):
-                content.update(path.read_bytes())
-            _code_version += f"+{content.hexdigest()[:12]}"
-    return _code_version
+@cache
+def code_version(*rooms: str) -> str:
+    """edgecnn's version; in a source checkout, with a digest of the sources, so that an edit makes stages again.
 
-
-_code_version: str | None = None
+    Args:
+        rooms: folders of the package whose sources count; none given: all.
+    """
+    package = Path(__file__).parents[1]
+    if not (package.parent / "pyproject.toml").exists():
+        return __version__
+    content = hashlib.sha256()
+    for folder in [package / room for room in sorted(rooms)] or [package]:
+        for path in sorted(folder.rglob("*.py")):
+            content.update(path.read_bytes())
+    return f"{__version__}+{content.hexdigest()[:12]}"

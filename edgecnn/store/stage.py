@@ -170,7 +170,7 @@ class Store:
 
     def facts(self, make: Callable[..., None], inputs: tuple[Any, ...]) -> dict[str, Any]:
         """Flat, JSON-ready description of everything that decides the result; the key is its hash."""
-        facts: dict[str, Any] = {"edgecnn": code_version()}
+        facts: dict[str, Any] = {"edgecnn": code_version(*getattr(make, "rooms", ()))}
         for library in getattr(make, "libraries", ()):
             facts[f"{library} (library)"] = self.versions(library)
         for number, value in enumerate(inputs):

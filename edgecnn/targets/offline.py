@@ -8,7 +8,7 @@ from pathlib import Path
 from edgecnn.backends import openvino, ort
 from edgecnn.backends.tensorrt import trt
 from edgecnn.measure.bench import PairTimes
-from edgecnn.process.versions import decided_by
+from edgecnn.process.versions import ENGINES, decided_by
 from edgecnn.recipe.device import DeviceFacts, DeviceProfile, Scheme, resolve
 from edgecnn.recipe.recipe import BenchSpec, ScoreSpec
 from edgecnn.store.stage import Artifact
@@ -46,7 +46,7 @@ class Offline:
         """See Target."""
         return resolve(self.profile.scheme, self.facts)
 
-    @decided_by("onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
+    @decided_by("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", rooms=ENGINES)
     def compile(self, out: Path, profile: DeviceProfile, facts: DeviceFacts, model: Artifact) -> None:
         """See Target."""
         graph, quantized = engine_io.take_graphs(out, profile, model.path)
@@ -64,7 +64,7 @@ class Offline:
             case "tensorrt":
                 self._check_only(out, graph, quantized)
 
-    @decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval")
+    @decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval", rooms=("tasks", "data", *ENGINES))
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target. The graph evaluated in float, which stands for the device and is marked `simulated`."""
         model = engine.path / "model.onnx"

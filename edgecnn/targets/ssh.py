@@ -23,9 +23,10 @@ from edgecnn.measure.bench import PairTimes, percentiles
 from edgecnn.measure.io_contract import IoContract, read_contract
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
+from edgecnn.process.versions import ENGINES, decided_by
 from edgecnn.recipe.device import DeviceFacts, DeviceProfile, Scheme, resolve
 from edgecnn.recipe.recipe import BenchSpec, ScoreSpec
-from edgecnn.store.stage import Artifact, decided_by
+from edgecnn.store.stage import Artifact
 from edgecnn.targets import engine_io, jobs
 from edgecnn.targets.engine_io import EngineCheck
 from edgecnn.targets.fleet import Board, Done, Fleet, Json
@@ -154,7 +155,7 @@ class SshTarget:
             seconds=answer["seconds"],
         )  # fmt: skip
 
-    @decided_by("faster-coco-eval")
+    @decided_by("faster-coco-eval", rooms=("tasks", "data", *ENGINES))
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target. The images and the engine travel once; the answers come back, and are judged here."""
         made = engine_io.read_engine(engine.path)

@@ -16,7 +16,7 @@ from edgecnn.backends.cpu import read_cpu
 from edgecnn.backends.gpu import Gpu, list_gpus
 from edgecnn.backends.tensorrt import trt
 from edgecnn.measure.bench import PairTimes
-from edgecnn.process.versions import decided_by
+from edgecnn.process.versions import ENGINES, decided_by
 from edgecnn.recipe.device import DeviceFacts, DeviceProfile, Scheme, resolve
 from edgecnn.recipe.recipe import BenchSpec, ScoreSpec
 from edgecnn.store.stage import Artifact
@@ -150,7 +150,7 @@ class Local:
         """See Target."""
         return resolve(self.profile.scheme, self.facts)
 
-    @decided_by("onnxruntime", "onnxruntime-gpu")
+    @decided_by("onnxruntime", "onnxruntime-gpu", rooms=ENGINES)
     def compile(self, out: Path, profile: DeviceProfile, facts: DeviceFacts, model: Artifact) -> None:
         """See Target. The graph is loaded once, so that a graph the engine refuses is refused here."""
         graph, quantized = engine_io.take_graphs(out, profile, model.path)
@@ -161,14 +161,14 @@ class Local:
             out, profile, quantized, built=True, runnable=True, checks=(done,), note=f"{title} runs the graph itself"
         )
 
-    @decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval")
+    @decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval", rooms=("tasks", "data", *ENGINES))
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target. The real INT8 kernels of this CPU."""
         quantized = engine_io.read_engine(engine.path).quantized
         detail = weights_detail(self.scheme, facts) if quantized else ""
         score_file(out, spec, engine.path / "model.onnx", data.path, backend=self.profile.backend, detail=detail)
 
-    @decided_by("onnxruntime", "onnxruntime-gpu")
+    @decided_by("onnxruntime", "onnxruntime-gpu", rooms=ENGINES)
     def time_pairs(self, out: Path, spec: BenchSpec, facts: DeviceFacts, base: Artifact, engine: Artifact) -> None:
         """See Target."""
         files = (base.path / "model.onnx", engine.path / "model.onnx")
@@ -202,7 +202,7 @@ class LocalGpu:
             engine=f"{profile.name}.engine", seconds=seconds,
         )  # fmt: skip
 
-    @decided_by("faster-coco-eval")
+    @decided_by("faster-coco-eval", rooms=("tasks", "data", *ENGINES))
     def score(self, out: Path, spec: ScoreSpec, facts: DeviceFacts, engine: Artifact, data: Artifact) -> None:
         """See Target."""
         score_file(

@@ -9,7 +9,7 @@ from edgecnn.store.stage import decided_by
 from edgecnn.tasks import load_task
 
 
-@decided_by("pillow")
+@decided_by("pillow", rooms=("data", "tasks"))
 def prepare(out: Path, spec: DataSpec, image_size: int) -> None:
     """Write index.json and index.npz (`Index`), for calibrate, select and scored uint8 NHWC shards at image_size, and
     the task's targets beside them.

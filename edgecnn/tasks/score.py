@@ -11,7 +11,7 @@ from edgecnn.measure.feeding import ImageBatches, answered_batches
 from edgecnn.measure.io_contract import IoContract, read_contract
 from edgecnn.process.child import run_child
 from edgecnn.process.errors import EdgeError
-from edgecnn.process.versions import decided_by
+from edgecnn.process.versions import ENGINES, decided_by
 from edgecnn.recipe.device import BackendName
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.store.stage import Artifact
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgecnn.backends import Runner
 
 
-@decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval")
+@decided_by("onnxruntime", "onnxruntime-gpu", "faster-coco-eval", rooms=("tasks", "data", *ENGINES))
 def score_reference(out: Path, spec: ScoreSpec, plain: Artifact, data: Artifact) -> None:
     """Stage: the float model under onnxruntime on this host, FP32, all optimizations on."""
     score_file(out, spec, plain.path / "model.onnx", data.path, backend=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from edgecnn import quantize
 from edgecnn.families.export import export
+from edgecnn.process import versions
 from edgecnn.store.stage import Store
 from edgecnn.targets import offline as target_offline
 from edgecnn.targets import ssh as target_ssh
@@ -107,6 +109,68 @@ class Names(ast.NodeVisitor):
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str) and node.value in MODULES:
             self.found.add(node.value)
+
+
+# Rooms that a stage's code reaches and that decide nothing of its result.
+NEUTRAL = {
+    "process": "starts children and writes files", "store": "keeps what is made",
+    "recipe": "its values are the stage's inputs", "records": "the form of files: who writes them decides",
+    "needs": "refuses", "report": "shows", "verdict": "judges what was made", "families": "names libraries",
+    "quantize": "checks a user's file, and refuses",
+}  # fmt: skip
+
+
+# What a stage's rooms reach for other stages' sake.
+OTHERS = {
+    "prepare": {"measure": "scores", "backends": "scores", "targets": "scores"},
+    "train": {"measure": "exports", "backends": "scores", "targets": "scores"},
+    "export": {"data": "takes a user's file: the train stage", "tasks": "the same", "training": "fine-tuning"},
+    "quantize": {"backends": "scores", "targets": "scores"},
+}
+
+
+def reached(rooms: tuple[str, ...]) -> set[str]:
+    """The rooms that these import from, anywhere in them."""
+    found = set()
+    for module, path in MODULES.items():
+        if module.split(".")[1:2] and module.split(".")[1] in rooms:
+            names = Names()
+            names.visit(ast.parse(path.read_text()))
+            found |= {name.split(".")[1] for name in names.found if name.startswith("edgecnn.")}
+    return {room for room in found if not room.startswith("__")}
+
+
+@pytest.mark.parametrize("make", {make: None for make, _, _ in STAGES}, ids=lambda make: make.__qualname__)
+def test_a_key_holds_the_sources_that_decide(make: Any) -> None:
+    assert all((PACKAGE / room).is_dir() for room in make.rooms)
+    excused = NEUTRAL.keys() | OTHERS.get(make.__name__, {}).keys()
+    assert reached(make.rooms) - set(make.rooms) - excused == set()
+
+
+def test_an_edit_elsewhere_makes_no_stage_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    copy = tmp_path / "edgecnn"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.setattr(versions, "__file__", str(copy / "process" / "versions.py"))
+    stages = {"train": train, "quantize": quantize.quantize, "score": score.score_reference}
+
+    def keys() -> dict[str, str]:
+        versions.code_version.cache_clear()
+        return {name: Store(tmp_path).facts(make, ())["edgecnn"] for name, make in stages.items()}
+
+    first = keys()
+    for room, again in (
+        ("report", set()),
+        ("cli", set()),
+        ("quantize", {"quantize"}),
+        ("training", {"train", "quantize"}),
+    ):
+        with (copy / room / "__init__.py").open("a") as file:
+            file.write("# a word\n")
+        second = keys()
+        assert {name for name in stages if first[name] != second[name]} == again
+        first = second
+    versions.code_version.cache_clear()
 
 
 def imported(begin: tuple[str, ...], rooms: tuple[str, ...]) -> set[str]:

@@ -29,10 +29,10 @@ from edgecnn.cli.options import (
     complete_device,
     complete_recipe,
     finite,
+    show_progress,
     timing_sets,
 )
 from edgecnn.cli.options import print_result as _print
-from edgecnn.cli.options import shown as _shown
 from edgecnn.cli.sensitivity import sensitivity
 from edgecnn.process.errors import EdgeError, printable
 from edgecnn.recipe.recipe import EffortName
@@ -88,7 +88,7 @@ def build(
     """Take a recipe from labelled images to a verdict on its device."""
     from edgecnn.api import build_recipe
 
-    with _shown(as_json, quiet):
+    with show_progress(as_json, quiet):
         result = build_recipe(
             recipe, device=device, boards=boards_of(host, link),
             sets=[*set_, *timing_sets(power_mode, lock_clocks)], until=until, out=out, remeasure=remeasure,
@@ -170,7 +170,7 @@ def init(
     """Ask for task, data and device; write a commented recipe that builds."""
     from edgecnn.cli.init import answer_of, ask_and_write
 
-    with _shown(False):
+    with show_progress(False):
         written = ask_and_write(path, task=task, data=data, device=device, ask=answer_of)
     print(f"wrote {written}\nnext: edgecnn plan {written}")
 
@@ -197,7 +197,7 @@ def check(
         write_baseline(folder, baseline, model=not no_model)
         _print(as_json, {"baseline": str(baseline)}, f"wrote {baseline}")
         return
-    with _shown(as_json, quiet):
+    with show_progress(as_json, quiet):
         report = check_run(
             folder, baseline, max_regression=max_regression, boards=boards_of(host, link),
             sets=timing_sets(power_mode, lock_clocks),
@@ -277,7 +277,7 @@ def quantize(
     """Quantize any ONNX file to INT8 for a device. Only learned rungs need torch (--effort thorough)."""
     from edgecnn.api import quantize_file
 
-    with _shown(as_json, quiet):
+    with show_progress(as_json, quiet):
         summary = quantize_file(
             model, data=data, device=device, images=images, ranges=ranges, out=out, preprocessing=input_,
             keep_float=tuple(keep_float), max_accuracy_drop=max_accuracy_drop, recover=recover, effort=effort,

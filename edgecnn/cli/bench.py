@@ -19,7 +19,7 @@ from edgecnn.cli.options import (
     Sets,
     boards_of,
     print_result,
-    shown,
+    show_progress,
     timing_sets,
 )
 
@@ -42,7 +42,7 @@ def bench(
     """Time a model or engine on a device, here or over SSH; with --baseline, as interleaved pairs."""
     from edgecnn.api import bench_files
 
-    with shown(as_json, quiet):
+    with show_progress(as_json, quiet):
         document, text = bench_files(
             model, baseline, device=device, boards=boards_of(host, link), preprocessing=input_,
             sets=[*set_, *timing_sets(power_mode, lock_clocks)],

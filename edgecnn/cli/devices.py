@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgecnn.cli.options import AsJson, Hosts, Links, boards_of, complete_device, finite, print_result, shown
+from edgecnn.cli.options import AsJson, Hosts, Links, boards_of, complete_device, finite, print_result, show_progress
 from edgecnn.process.errors import EdgeError
 
 devices = typer.Typer(
@@ -55,7 +55,7 @@ def devices_probe(
     """Ask a board what it is: JetPack, engines, GPU, memory, power mode, clocks, and which device files fit."""
     from edgecnn.targets.probe import probe
 
-    with shown(as_json):
+    with show_progress(as_json):
         document, text = probe(host, boards_of([host], link), write)
     print_result(as_json, document, text)
 
@@ -74,6 +74,6 @@ def devices_clean(
 
     if not host:
         raise EdgeError("`devices clean` needs --host USER@BOARD", "`edgecnn clean` limits the store on this machine")
-    with shown(as_json):
+    with show_progress(as_json):
         document, text = clean(boards_of(host, link), max_gb)
     print_result(as_json, document, text)

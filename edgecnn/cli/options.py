@@ -118,7 +118,7 @@ def print_result(as_json: bool, document: object, text: str) -> None:
 
 
 @contextmanager
-def shown(as_json: bool, quiet: bool = False) -> Iterator[None]:
+def show_progress(as_json: bool, quiet: bool = False) -> Iterator[None]:
     """Progress on stderr: bars on a terminal, plain lines elsewhere and with --json; none where `quiet`."""
     from edgecnn.process import progress
 

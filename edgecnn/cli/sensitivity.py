@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgecnn.cli.options import AsJson, DeviceGiven, Images, InputText, Quiet, Ranges, print_result, shown
+from edgecnn.cli.options import AsJson, DeviceGiven, Images, InputText, Quiet, Ranges, print_result, show_progress
 
 
 def sensitivity(
@@ -25,7 +25,7 @@ def sensitivity(
     """Show which layers cost a model its accuracy in INT8, by weights or by activation: table, JSON and plot."""
     from edgecnn.foreign.sensitivity import measure_file
 
-    with shown(as_json, quiet):
+    with show_progress(as_json, quiet):
         document, text = measure_file(
             model, data=data, device=device, images=images, ranges=ranges, out=out, preprocessing=input_,
             keep_float=tuple(keep_float),

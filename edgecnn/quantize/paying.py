@@ -15,7 +15,7 @@ from edgecnn.quantize.placement import Graph
 _FREE = frozenset({"Shape", "Size"})  # read no values
 
 
-def paying(graph: Graph, able: frozenset[str], inside: dict[str, str], table: Table) -> frozenset[str]:
+def find_paying_layers(graph: Graph, able: frozenset[str], inside: dict[str, str], table: Table) -> frozenset[str]:
     """The operators that INT8 makes the whole graph fastest with.
 
     Counted beside the kernels: a Q for each tensor that float writes and INT8 reads, a DQ for each float reader of

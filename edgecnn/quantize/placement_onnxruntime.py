@@ -69,14 +69,14 @@ def _worth_it(
     """Take out what INT8 would slow down. Where no layer is worth it all are kept: INT8 was asked for, and its quarter
     of the bytes is had either way; the measured speed says what it costs."""
     assert scheme.costs is not None
-    from edgecnn.quantize.paying import paying
+    from edgecnn.quantize.paying import find_paying_layers
 
     inside = {}
     for node in graph.nodes():
         for value in node.outputs:
             if node.name in taken and _stored(value, scheme) != value.name:
                 inside[next(reader.name or "" for reader, _ in value.uses())] = node.name or ""
-    kept = set(paying(graph, frozenset(taken), inside, table_of(scheme.costs)))
+    kept = set(find_paying_layers(graph, frozenset(taken), inside, table_of(scheme.costs)))
     if not kept & weights.keys():
         return taken
     for name in [name for name in weights if name not in kept]:

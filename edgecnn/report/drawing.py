@@ -16,10 +16,10 @@ try:
 finally:
     os.chdir(_here)
 
-__all__ = ["Axes", "Figure", "FigureCanvasAgg", "FigureCanvasSVG", "mpl", "shown_name"]
+__all__ = ["Axes", "Figure", "FigureCanvasAgg", "FigureCanvasSVG", "mpl", "shorten_name"]
 
 
-def shown_name(name: str, most: int) -> str:
+def shorten_name(name: str, most: int) -> str:
     """A name as a plot shows it: the end of a long one, and no mathematics in it."""
     shown = name if len(name) <= most else f"…{name[1 - most :]}"
     return shown.replace("$", r"\$")

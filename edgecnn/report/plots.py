@@ -9,7 +9,7 @@ import numpy as np
 
 from edgecnn.report import ClassAccuracy, Distribution, LayerError
 from edgecnn.report.detection import PrecisionRecall
-from edgecnn.report.drawing import Axes, Figure, FigureCanvasSVG, mpl, shown_name
+from edgecnn.report.drawing import Axes, Figure, FigureCanvasSVG, mpl, shorten_name
 
 # Drawn in these colours, then replaced by the page's variables: matplotlib knows no `var(--…)`.
 INK, MUTED, GRID, FLOAT, INT8, SURFACE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
@@ -45,7 +45,7 @@ def classes_svg(classes: tuple[ClassAccuracy, ...], measure: str = "accuracy", w
             clip_on=False,
         )
         axes.plot(int8, rows, "o", color=INT8, markersize=7.5, label="INT8", clip_on=False)
-        axes.set_yticks(rows, [shown_name(one.name, 22 if width == WIDTH else 12) for one in classes])
+        axes.set_yticks(rows, [shorten_name(one.name, 22 if width == WIDTH else 12) for one in classes])
         low, high = min(*plain, *int8), max(*plain, *int8)
         margin = max(1.0, 0.08 * (high - low))  # also below 0 and above 100: a marker is not to lie on a name
         axes.set_xlim(low - margin, high + margin)
@@ -118,8 +118,8 @@ def layers_svg(layers: tuple[LayerError, ...], width: float = WIDTH) -> str:
                 in_float, np.zeros(len(in_float)), "o", color=SURFACE, markeredgecolor=FLOAT, markeredgewidth=2.0,
                 markersize=8, label="stays float", clip_on=False,
             )  # fmt: skip
-        named = _named(measured, int(width / PER_NAME))
-        names = [shown_name(layers[column].name, 22) for column in named]
+        named = _choose_named(measured, int(width / PER_NAME))
+        names = [shorten_name(layers[column].name, 22) for column in named]
         axes.set_xticks(named, names, rotation=55, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", labelsize=11.5, labelcolor=INK)
         if len(named) < len(layers):
@@ -134,7 +134,7 @@ def layers_svg(layers: tuple[LayerError, ...], width: float = WIDTH) -> str:
         return _svg(figure, "Quantization error of each layer")
 
 
-def _named(measured: np.ndarray, most: int) -> list[int]:
+def _choose_named(measured: np.ndarray, most: int) -> list[int]:
     """Columns (at most `most`, in order) whose names are shown: all, or the worst that don't lie on each other."""
     count = len(measured)
     if count <= most:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgecnn.report.drawing import Figure, FigureCanvasAgg, mpl, shown_name
+from edgecnn.report.drawing import Figure, FigureCanvasAgg, mpl, shorten_name
 
 if TYPE_CHECKING:
     from edgecnn.quantize.sensitivity import Row, Sensitivity
@@ -35,7 +35,7 @@ def save_plot(path: Path, found: Sensitivity, title: str) -> None:
         blame.barh(
             lines, shares * (1 - weights), left=shares * weights, color=ACTIVATION, height=0.68, label="activation"
         )
-        blame.set_yticks(lines, [shown_name(_named(row), 48) for row in rows])
+        blame.set_yticks(lines, [shorten_name(_name_layer(row), 48) for row in rows])
         blame.set_ylim(len(rows) - 0.4, -0.6)
         blame.set_xlabel("share of the noise at the outputs, %")
         blame.grid(axis="x")
@@ -63,5 +63,5 @@ def _weights_part(row: Row) -> float:
     return float(weights / (weights + activation))
 
 
-def _named(row: Row) -> str:
+def _name_layer(row: Row) -> str:
     return row.name if row.op in row.name else f"{row.name} · {row.op}"

@@ -39,10 +39,10 @@ def test_long_commands_can_be_quiet(command: str) -> None:
 
 
 def test_quiet_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    from edgecnn.cli.options import shown
+    from edgecnn.cli.options import show_progress
 
     for quiet in (False, True):
-        with shown(False, quiet):
+        with show_progress(False, quiet):
             progress.current().note("data: kept")
     assert capsys.readouterr().err == "data: kept\n"
 

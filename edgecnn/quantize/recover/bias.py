@@ -27,7 +27,7 @@ from edgecnn.quantize.learned.stream import Tensors, between, evaluate, fed
 from edgecnn.quantize.names import Names
 from edgecnn.quantize.noise_split import integer_weights
 from edgecnn.quantize.placement import Graph
-from edgecnn.quantize.recover.effort import affordable, share, some
+from edgecnn.quantize.recover.effort import affordable, sample_images, share
 from edgecnn.quantize.recover.matrix import unfolded
 from edgecnn.quantize.recover.moments import input_moments
 from edgecnn.quantize.recover.quality import better, split
@@ -121,7 +121,7 @@ def _analytic(candidate: Candidate, tools: Tools, targets: dict[str, str]) -> Ca
     layers = {_layer(nodes[name]).name or "": nodes[name] for name in targets}
     feeder = tools.feeder_of(candidate.model)
     wanted = [nodes[name] for name in layers]
-    moments = input_moments(feeder, tools.graph, wanted, some(tools, _IMAGES), means_only=True)
+    moments = input_moments(feeder, tools.graph, wanted, sample_images(tools, _IMAGES), means_only=True)
     integers = integer_weights(candidate, tools.scheme)
     bare = replace(candidate, overrides=replace(candidate.overrides, biases={}))
     changes = {}
@@ -191,7 +191,7 @@ def _sample(tools: Tools, graph: Graph, parts: list[Block]) -> list[int]:
     living = [sum(int(np.prod(graph.shapes.get(n, (1,)))) for n in alive(graph, parts, k)) for k in range(len(parts))]
     fit = _HELD_BYTES * batch // (8 * max(1, *living))
     most = max(_LEAST, min(_IMAGES, affordable(tools, _EFFORT) // _PASSES, fit))
-    chosen = some(tools, most)
+    chosen = sample_images(tools, most)
     return chosen[: len(chosen) // batch * batch]
 
 

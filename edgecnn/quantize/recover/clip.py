@@ -16,7 +16,7 @@ from edgecnn.process.progress import track
 from edgecnn.quantize.auto import Range
 from edgecnn.quantize.candidate import Candidate, Tools
 from edgecnn.quantize.ranges import activation_grid
-from edgecnn.quantize.recover.effort import affordable, some
+from edgecnn.quantize.recover.effort import affordable, sample_images
 from edgecnn.quantize.recover.quality import Reference, better, improves, quality, reference, split
 from edgecnn.quantize.rewrite import NOTHING, Grids
 from edgecnn.quantize.swap import Simulation
@@ -36,7 +36,7 @@ def clip(candidate: Candidate, tools: Tools) -> Candidate:
     """The candidate with ranges that err less at the outputs, or unchanged where held-out images disagree."""
     groups = candidate.placement.groups()
     trials = affordable(tools, _EFFORT)
-    sample = some(tools, max(_LEAST, min(_IMAGES, trials // (5 * min(_FOREMOST, max(1, len(groups)))))))
+    sample = sample_images(tools, max(_LEAST, min(_IMAGES, trials // (5 * min(_FOREMOST, max(1, len(groups)))))))
     search = _Search(candidate, tools, reference(tools, sample))
     images = len(search.reference.feeds)
     blamed = _BLAMED * len(groups)  # inferences for the order
@@ -70,7 +70,7 @@ class _Search:
 
     def blamed(self) -> list[int]:
         """Groups by what they alone cost, the worst first."""
-        few = reference(self.tools, some(self.tools, _BLAMED))
+        few = reference(self.tools, sample_images(self.tools, _BLAMED))
         found = {}
         for group, members in track(self.groups.items(), "blame", len(self.groups)):
             alone = replace(self.candidate.placement, activations=tuple(members), weights=())

@@ -57,6 +57,6 @@ def affordable(tools: Tools, effort: float) -> int:
     return max(1, int(share(tools) * effort / inference(tools)))
 
 
-def some(tools: Tools, most: int) -> list[int]:
+def sample_images(tools: Tools, most: int) -> list[int]:
     """Up to `most` of the images to fit on."""
     return split(tools)[0][:most]

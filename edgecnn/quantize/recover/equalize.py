@@ -13,7 +13,7 @@ import onnx_ir as ir
 from edgecnn.process import progress
 from edgecnn.quantize.candidate import Candidate, Tools, again
 from edgecnn.quantize.recover.centre import centred
-from edgecnn.quantize.recover.effort import share, some
+from edgecnn.quantize.recover.effort import sample_images, share
 from edgecnn.quantize.recover.links import equalized
 from edgecnn.quantize.recover.quality import better, split
 from edgecnn.quantize.recover.smooth import smoothed
@@ -54,7 +54,7 @@ def equalize(candidate: Candidate, tools: Tools) -> Candidate:
 
 def _rescaled(candidate: Candidate, tools: Tools) -> list[ir.Model]:
     """The same function with other channel sizes: through what is homogeneous, and behind what is not."""
-    sample = some(tools, round(share(tools) * min(tools.feeder.count, _SPREAD)))
+    sample = sample_images(tools, round(share(tools) * min(tools.feeder.count, _SPREAD)))
     known: dict[str, Spread] = {}
     found = [equalized(tools.graph, candidate.placement, tools.feeder, sample, known)]
     if tools.scheme.placement != "onnxruntime":  # onnxruntime's kernels have no place for a Mul behind SiLU

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecnn.data.archives import Archive, Rows
-from edgecnn.data.openers import ArrayImages, image_folder
+from edgecnn.data.openers import ArrayImages, image_folder, read_image
 from edgecnn.data.pixels import Unreadable, opened
 from edgecnn.data.sources import SET_NAMES, class_folders, find_source
 from edgecnn.data.texts import read_text
@@ -106,7 +106,7 @@ def _of_arrays(spec: DataSpec) -> Guess:
     assert isinstance(source.opener, ArrayImages)
     first = source.opener.parts()[0]
     channels = first.pixels.shape[3] if isinstance(first, Rows) else 3
-    sides = sorted(source.opener(0).shape[:2])
+    sides = sorted(read_image(source.opener, 0).shape[:2])
     return Guess(spec.model_copy(update={"color": "gray" if channels == 1 else "rgb"}), sides[0], sides[1])
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ Split = Literal["train", "select", "scored", "calibrate"]
 Prepared = Literal["calibrate", "select", "scored"]
 Labels = NDArray[np.int64]
 VERSION = 1
+FACTS = ("classes", "channels", "color", "fit", "image_size", "digest", "skipped")  # of an index that are in index.json
 SHARD_BYTES = 256 * 1024 * 1024
 
 
@@ -53,15 +54,9 @@ def write_index(out: Path, index: Index) -> None:
     """Write index.json (small facts, for people and boards) and index.npz (labels, splits, file names)."""
     facts = {
         "version": VERSION,
-        "classes": index.classes,
-        "channels": index.channels,
-        "color": index.color,
-        "fit": index.fit,
-        "image_size": index.image_size,
+        **{name: getattr(index, name) for name in FACTS},
         "images": len(index.labels),
         "splits": {split: len(index.splits[split]) for split in get_args(Split)},
-        "digest": index.digest,
-        "skipped": index.skipped,
     }
     (out / "index.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     arrays: dict[str, NDArray[np.generic]] = {"labels": index.labels}
@@ -92,18 +87,11 @@ def read_index(path: Path) -> Index:
     files: tuple[str | None, ...] = (None,) * int(facts["images"])
     if "files" in arrays:
         files = tuple(arrays["files"].tobytes().decode("utf-8", "surrogateescape").split("\0"))
-    return Index(
-        classes=tuple(facts["classes"]),
-        channels=facts["channels"],
-        color=facts["color"],
-        fit=facts["fit"],
-        image_size=facts["image_size"],
-        files=files,
-        labels=arrays["labels"],
-        splits={split: arrays[split] for split in get_args(Split)},
-        digest=facts["digest"],
-        skipped=tuple(facts["skipped"]),
-    )
+    plain: dict[str, Any] = {
+        name: tuple(facts[name]) if isinstance(facts[name], list) else facts[name] for name in FACTS
+    }
+    splits = {split: arrays[split] for split in get_args(Split)}
+    return Index(files=files, labels=arrays["labels"], splits=splits, **plain)
 
 
 @dataclass(frozen=True)

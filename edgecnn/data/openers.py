@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from edgecnn.data.archives import Archive, Encoded, Rows
-from edgecnn.data.index import Index
+from edgecnn.data.index import Index, Labels
 from edgecnn.data.pixels import Color, Pixels, Unreadable, decode
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
@@ -20,14 +21,11 @@ from edgecnn.store.digests import is_folder, is_regular
 class Opener(Protocol):
     """Images by number."""
 
-    def __call__(self, number: int) -> Pixels:
-        """One original image, uint8 (H, W, C). Raises EdgeError naming the image."""
-
     def raw(self, number: int) -> bytes:
         """Its stored bytes, for the digest."""
 
     def checked(self, number: int) -> Pixels:
-        """As calling it, but raises Unreadable for an image that cannot be decoded."""
+        """One original image, uint8 (H, W, C). Raises Unreadable where it cannot be decoded."""
 
     def name(self, number: int) -> str:
         """How messages call it."""
@@ -38,9 +36,6 @@ class FileImages:
 
     def __init__(self, folder: Path, files: tuple[str, ...], color: Color) -> None:
         self.folder, self.files, self.color = folder, files, color
-
-    def __call__(self, number: int) -> Pixels:
-        return _named(self, number)
 
     def raw(self, number: int) -> bytes:
         """The file's bytes. Raises EdgeError where it cannot be read."""
@@ -64,12 +59,12 @@ class FileImages:
 class ArrayImages:
     """Images of one or more archives, numbered through. Opened on first use, once in each process."""
 
-    def __init__(self, archives: tuple[Archive, ...], color: Color) -> None:
+    def __init__(self, archives: tuple[Archive | Digits, ...], color: Color) -> None:
         self.archives, self.color = archives, color
         self.opened: list[Rows | Encoded] | None = None
         self.starts: list[int] = []
 
-    def __reduce__(self) -> tuple[type[ArrayImages], tuple[tuple[Archive, ...], Color]]:
+    def __reduce__(self) -> tuple[type[ArrayImages], tuple[tuple[Archive | Digits, ...], Color]]:
         return ArrayImages, (self.archives, self.color)  # never the pixels
 
     def parts(self) -> list[Rows | Encoded]:
@@ -79,9 +74,6 @@ class ArrayImages:
             self.starts = [0, *(int(end) for end in np.cumsum([len(part) for part in opened])[:-1])]
             self.opened = opened
         return self.opened
-
-    def __call__(self, number: int) -> Pixels:
-        return _named(self, number)
 
     def raw(self, number: int) -> bytes:
         """One row's or one encoded image's bytes."""
@@ -106,29 +98,24 @@ class ArrayImages:
 
 
 class Digits:
-    """scikit-learn's handwritten digits: 1,797 grayscale images of 8 by 8, their values 0 to 16 scaled to 0 to 255."""
+    """scikit-learn's handwritten digits as an archive: 1,797 grayscale images of 8 by 8, 0 to 16 scaled to 255."""
 
-    def __init__(self) -> None:
+    name = "digits"
+
+    def images(self) -> Rows:
+        """The images."""
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        self.pixels: Pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-        self.labels = digits.target.astype(np.int64)
+        return Rows(np.rint(load_digits().images * (255 / 16)).astype(np.uint8)[..., None])
 
-    def __call__(self, number: int) -> Pixels:
-        return self.checked(number)
+    def labels(self, images: int) -> Labels:
+        """The digits that they show."""
+        from sklearn.datasets import load_digits
 
-    def raw(self, number: int) -> bytes:
-        """The pixels."""
-        return bytes(self.pixels[number].tobytes())
+        return np.asarray(load_digits().target, np.int64)
 
-    def checked(self, number: int) -> Pixels:
-        """One image."""
-        return np.array(self.pixels[number])
-
-    def name(self, number: int) -> str:
-        """Its place in the set."""
-        return f"digit {number}"
+    def class_names(self) -> None:
+        """None: the numbers name themselves."""
 
 
 def open_images(spec: DataSpec, index: Index) -> Callable[[int], Pixels]:
@@ -140,41 +127,34 @@ def open_images(spec: DataSpec, index: Index) -> Callable[[int], Pixels]:
     Raises (when an image is asked for):
         EdgeError: an image that cannot be read or decoded, by name.
     """
-    match spec.format:
-        case "digits":
-            return Digits()
-        case "arrays":
-            return ArrayImages(declared_archives(spec), spec.color)
-        case "image-folder" | "label-table" | "yolo" | "coco" | "voc":
-            return FileImages(image_folder(spec), tuple(name or "" for name in index.files), spec.color)
+    opener: Opener
+    if spec.format in ("digits", "arrays"):
+        opener = ArrayImages(declared_archives(spec), spec.color)
+    else:
+        opener = FileImages(image_folder(spec), tuple(name or "" for name in index.files), spec.color)
+    return partial(read_image, opener)
 
 
-def declared_archives(spec: DataSpec) -> tuple[Archive, ...]:
-    """The archives of a `format: arrays`, in the order of their numbers: train (or the pool), select, scored.
+def declared_archives(spec: DataSpec) -> tuple[Archive | Digits, ...]:
+    """The archives of the arrays, in the order of their numbers: train (or the pool), select, scored.
 
     A name declared beside a root that is one file is a prefix of arrays in it; beside a folder, a file in it.
     """
-    root = needed_root(spec)
-    names = [name for name in (spec.train, spec.select, spec.scored) if name]
-    if is_folder(root):
-        return tuple(Archive(root / name) for name in names)
-    return tuple(Archive(root, name) for name in names) or (Archive(root),)
+    if spec.format == "digits":
+        return (Digits(),)
+    names = spec.declared.values()
+    if is_folder(spec.place):
+        return tuple(Archive(spec.place / name) for name in names)
+    return tuple(Archive(spec.place, name) for name in names) or (Archive(spec.place),)
 
 
 def image_folder(spec: DataSpec) -> Path:
     """The folder that file names are relative to: root, or the folder of a root that is a table file."""
-    root = needed_root(spec)
-    return root.parent if is_regular(root) else root
+    return spec.place.parent if is_regular(spec.place) else spec.place
 
 
-def needed_root(spec: DataSpec) -> Path:
-    """`data.root`, which every format but digits has."""
-    if spec.root is None:
-        raise EdgeError(f"`format: {spec.format}` needs `data.root`")
-    return spec.root
-
-
-def _named(opener: Opener, number: int) -> Pixels:
+def read_image(opener: Opener, number: int) -> Pixels:
+    """One original image, uint8 (H, W, C). Raises EdgeError naming the image."""
     try:
         return opener.checked(number)
     except Unreadable as error:

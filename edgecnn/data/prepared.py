@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgecnn.data.checking import corrupt_error, in_order
 from edgecnn.data.index import Prepared, Split, write_shards
-from edgecnn.data.openers import Opener
+from edgecnn.data.openers import Opener, read_image
 from edgecnn.data.pixels import fit_image
 from edgecnn.data.tables import listed
 from edgecnn.data.walk import readable
@@ -51,7 +51,7 @@ def write_pixels(out: Path, opener: Opener, splits: Splits, image_size: int, spe
     """uint8 NHWC shards of calibrate, select and scored, at model size."""
     for split in get_args(Prepared):
         numbers = splits[split]
-        fitted = in_order(lambda number: fit_image(opener(number), image_size, spec.fit), numbers.tolist())
+        fitted = in_order(lambda number: fit_image(read_image(opener, number), image_size, spec.fit), numbers.tolist())
         write_shards(out, split, len(numbers), track(fitted, f"writing {split}", len(numbers)))
 
 

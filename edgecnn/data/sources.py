@@ -7,21 +7,20 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from edgecnn.data.archives import Archive
 from edgecnn.data.index import Labels
-from edgecnn.data.openers import ArrayImages, Digits, FileImages, Opener, declared_archives, image_folder, needed_root
+from edgecnn.data.openers import ArrayImages, Digits, FileImages, Opener, declared_archives, image_folder
 from edgecnn.data.pixels import EXTENSIONS
 from edgecnn.data.tables import listed, read_table, require_inside
 from edgecnn.data.walk import Places, Walked, images_below, require_utf8, say_passed
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
+from edgecnn.recipe.sections import Part
 from edgecnn.store.digests import exists, is_folder, is_regular
 
-Part = Literal["train", "select", "scored"]
 # Folder names that are sets, not classes: a root of these is one level too high.
 SET_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "select", "scored"}
 
@@ -46,16 +45,11 @@ def find_source(spec: DataSpec) -> Source:
     if spec.root is not None and not exists(spec.root):
         raise EdgeError(f"data folder `{spec.root}` does not exist", "set `data.root`; it is relative to the recipe")
     match spec.format:
-        case "digits":
-            digits = Digits()
-            names = tuple(str(number) for number in range(10))
-            count = len(digits.labels)
-            return Source(names, digits.labels, (None,) * count, {"train": range(count)}, digits)
         case "image-folder":
             return _files(spec, _class_folders(spec))
         case "label-table":
             return _files(spec, _tables(spec))
-        case "arrays":
+        case "arrays" | "digits":
             return _arrays(spec)
         case "yolo" | "coco" | "voc":
             raise AssertionError(f"{spec.format} has no labels of whole images")
@@ -67,7 +61,7 @@ def missing(spec: DataSpec) -> list[tuple[str, str, str]]:
         if importlib.util.find_spec("sklearn") is None:
             return [("scikit-learn, which holds the digits", "Python packages", "pip install scikit-learn")]
         return []
-    root = needed_root(spec)
+    root = spec.place
     if not exists(root):
         what = {"yolo": "the YOLO data file", "coco": "the COCO folder"}.get(spec.format, "data folder")
         return [(what, str(root), "put the data there, or point to a copy: --set data.root=PATH")]
@@ -81,7 +75,7 @@ def missing(spec: DataSpec) -> list[tuple[str, str, str]]:
         folders = [root / "Annotations", root / "JPEGImages"]
         return [("folder of a Pascal VOC dataset", str(f), "set `data.root`") for f in folders if not exists(f)]
     gaps = []
-    for part, name in _declared(spec):
+    for part, name in spec.declared.items():
         if not exists(root / name):
             gaps.append((f"`data.{part}`", str(root / name), f"correct `data.{part}`, or put the data there"))
     return gaps
@@ -115,16 +109,11 @@ def by_class(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
     return found, passed
 
 
-def _declared(spec: DataSpec) -> list[tuple[Part, str]]:
-    declared: list[tuple[Part, str | None]] = [("train", spec.train), ("select", spec.select), ("scored", spec.scored)]
-    return [(part, name) for part, name in declared if name]
-
-
 def _declared_paths(spec: DataSpec) -> list[tuple[Part, Path]]:
     """Declared sets as existing paths under root; root itself, as the pool, when none is declared."""
-    root = needed_root(spec)
+    root = spec.place
     paths: list[tuple[Part, Path]] = []
-    for part, name in _declared(spec):
+    for part, name in spec.declared.items():
         require_inside(part, name)
         if not exists(root / name):
             there = sorted(entry.name for entry in root.iterdir()) if is_folder(root) else []
@@ -175,7 +164,7 @@ def _files(spec: DataSpec, sets: dict[Part, Labelled]) -> Source:
 
 
 def _class_folders(spec: DataSpec) -> dict[Part, Labelled]:
-    root = needed_root(spec)
+    root = spec.place
     sets: dict[Part, Labelled] = {}
     passed: Counter[str] = Counter()
     for part, folder in _declared_paths(spec):
@@ -206,7 +195,7 @@ def _class_folders(spec: DataSpec) -> dict[Part, Labelled]:
 
 
 def _tables(spec: DataSpec) -> dict[Part, Labelled]:
-    root, folder = needed_root(spec), image_folder(spec)
+    root, folder = spec.place, image_folder(spec)
     if is_regular(root) and spec.train:
         raise EdgeError(
             f"`data.root` is the table `{root}` and `data.train` names another",
@@ -229,16 +218,16 @@ def _tables(spec: DataSpec) -> dict[Part, Labelled]:
 
 
 def _arrays(spec: DataSpec) -> Source:
-    root = needed_root(spec)
-    if is_folder(root) and not spec.train:
-        raise EdgeError(
-            f"`data.root` is the folder `{root}` and no file in it is declared",
-            f"set `data.root` to one .npz, or `data.train` and `data.scored` to files in it: {listed(_npz(root))}",
-        )
-    if is_folder(root):
+    if spec.root is not None and is_folder(spec.root):
+        if not spec.train:
+            there = listed(sorted(path.name for path in spec.root.glob("*.npz")))
+            raise EdgeError(
+                f"`data.root` is the folder `{spec.root}` and no file in it is declared",
+                f"set `data.root` to one .npz, or `data.train` and `data.scored` to files in it: {there}",
+            )
         _declared_paths(spec)
     archives = declared_archives(spec)
-    names: list[Part] = [part for part, _ in _declared(spec)] or ["train"]
+    names: list[Part] = [*spec.declared] or ["train"]
     if len(set(archives)) != len(archives):
         raise EdgeError("two of `data.train`, `data.select`, `data.scored` are the same", "the sets must be disjoint")
     opener = ArrayImages(archives, spec.color)
@@ -257,7 +246,7 @@ def _arrays(spec: DataSpec) -> Source:
     return Source(classes, np.concatenate(labels), (None,) * int(ends[-1]), parts, opener)
 
 
-def _array_classes(archive: Archive, labels: Labels) -> tuple[str, ...]:
+def _array_classes(archive: Archive | Digits, labels: Labels) -> tuple[str, ...]:
     """The file's names, which may hold classes without images; else the numbers, which must have no gap."""
     names = archive.class_names()
     if names is not None:
@@ -276,7 +265,3 @@ def _array_classes(archive: Archive, labels: Labels) -> tuple[str, ...]:
 
 def _numbers(labels: Iterable[int]) -> str:
     return listed([str(label) for label in np.unique(np.asarray(labels))])
-
-
-def _npz(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.npz"))

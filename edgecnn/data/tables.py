@@ -33,13 +33,14 @@ def listed(names: list[str]) -> str:
     return ", ".join(f"`{name if len(name) <= LONGEST else name[:LONGEST] + '…'}`" for name in names[:SHOWN]) + more
 
 
-def require_inside(part: str, name: str | None) -> None:
-    """Refuse a declared set that leads out of `data.root`.
+def leads_out(name: str) -> bool:
+    """Whether a path that should be relative to a folder may be of something outside it."""
+    return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
 
-    Raises:
-        EdgeError: it does.
-    """
-    if name and (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
+
+def require_inside(part: str, name: str) -> None:
+    """Raise an EdgeError where a declared set leads out of `data.root`."""
+    if leads_out(name):
         raise EdgeError(
             f"`data.{part}: {name}` is outside `data.root`", "only what is under `data.root` is watched for changes"
         )
@@ -103,10 +104,7 @@ def _check(path: Path, folder: Path, rows: list[Row]) -> None:
     twice = [f"{name} (lines {', '.join(map(str, at))})" for name, at in lines.items() if len(at) > 1]
     if twice:
         raise EdgeError(f"label table `{path}` has duplicate rows: {listed(twice)}", "keep one row for each file")
-    outside = [
-        row.file for row in rows if PurePosixPath(row.file).is_absolute() or ".." in PurePosixPath(row.file).parts
-    ]
-    if outside:
+    if outside := [row.file for row in rows if leads_out(row.file)]:
         raise EdgeError(
             f"label table `{path}` names files outside `{folder}`: {listed(outside)}",
             "write paths relative to that folder: only what is under it is watched for changes",

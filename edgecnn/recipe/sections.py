@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from edgecnn.recipe.spec import Spec
 from edgecnn.recipe.tasks import TASKS, DataFormat, DistillName, FamilyName, Fit, TaskName, task_of_format
 
+Part = Literal["train", "select", "scored"]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -69,6 +70,18 @@ class DataSpec(Spec):
     def task(self) -> TaskName:
         """The task whose labels these are."""
         return task_of_format(self.format)
+
+    @property
+    def declared(self) -> dict[Part, str]:
+        """The sets that are named, in the order of their images' numbers."""
+        named: dict[Part, str | None] = {"train": self.train, "select": self.select, "scored": self.scored}
+        return {part: name for part, name in named.items() if name}
+
+    @property
+    def place(self) -> Path:
+        """`root`, which every format but digits has."""
+        assert self.root is not None
+        return self.root
 
     def leaves(self) -> Iterator[tuple[str, object]]:
         """As every Spec; a table, COCO JSON or data.yaml also yields the images it names: they are part of the data."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,22 +11,26 @@ from numpy.typing import NDArray
 from edgecnn.data.tables import listed
 from edgecnn.data.walk import Places
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.sections import Part
 from edgecnn.tasks.detect.boxes import Boxes
 
-Part = Literal["train", "select", "scored"]
 SLACK = 1e-3  # of an image's side: what rounding of a converter may put a box outside
 NO_CLASS = -1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled box. `box` is x1 y1 x2 y2, in pixels or, `relative`, in shares of the image's sides."""
+    """One labelled box. `box` is x1 y1 x2 y2, in pixels or, `relative`, in shares of the image's sides.
+
+    `kind` is its class's number, NO_CLASS while only the `name` is known.
+    """
 
     kind: int
     box: tuple[float, float, float, float]
     where: str  # file and line, for messages
     relative: bool = False
     crowd: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True)

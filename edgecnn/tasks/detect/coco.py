@@ -11,13 +11,14 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, StrictInt, StrictStr, ValidationError
 
-from edgecnn.data.tables import listed, require_inside
+from edgecnn.data.tables import leads_out, listed, require_inside
 from edgecnn.data.texts import Foreign, Number, Whole, first_fault, read_text, short, whole
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
+from edgecnn.recipe.sections import Part
 from edgecnn.store.digests import is_folder, is_regular
 from edgecnn.tasks.detect.annotations import Annotated as AnnotatedSets
-from edgecnn.tasks.detect.annotations import Faults, LabelledImage, Part, Row
+from edgecnn.tasks.detect.annotations import Faults, LabelledImage, Row
 
 HINT = "correct these annotations, or set `data.skip_corrupt: true` to leave out their images"
 LISTS = ("images", "categories", "annotations")
@@ -55,7 +56,6 @@ def read_coco(spec: DataSpec) -> AnnotatedSets:
         EdgeError: nothing declared, no such file, no COCO JSON, sets of other classes, missing images or broken boxes
             (all of them, by the annotation's place and id).
     """
-    assert spec.root is not None  # the spec refuses it
     sets: dict[Part, list[LabelledImage]] = {}
     classes: tuple[str, ...] = ()
     faults = Faults()
@@ -81,18 +81,17 @@ def read_coco(spec: DataSpec) -> AnnotatedSets:
 
 def _declared(spec: DataSpec) -> list[tuple[Part, Path]]:
     """The JSON file of each set."""
-    assert spec.root is not None
+    root = spec.place
     if not spec.train:
-        return [("train", _only(spec.root))]
-    declared: list[tuple[Part, str | None]] = [("train", spec.train), ("select", spec.select), ("scored", spec.scored)]
-    if not is_folder(spec.root):
+        return [("train", _only(root))]
+    if not is_folder(root):
         raise EdgeError(
-            f"`data.root` is the file `{spec.root}` and `data.train` names another",
+            f"`data.root` is the file `{root}` and `data.train` names another",
             "set `data.root` to the folder that `train`, `select` and `scored` are in",
         )
-    for part, name in declared:
+    for part, name in spec.declared.items():
         require_inside(part, name)
-    return [(part, spec.root / name) for part, name in declared if name]
+    return [(part, root / name) for part, name in spec.declared.items()]
 
 
 def _only(root: Path) -> Path:
@@ -182,7 +181,7 @@ def outside(spec: DataSpec) -> tuple[Path, ...]:
         return tuple(
             image
             for _, path in _declared(spec)
-            for image in _outside(path, spec.root or path, path.stat().st_mtime_ns, path.stat().st_size)
+            for image in _outside(path, spec.place, path.stat().st_mtime_ns, path.stat().st_size)
         )
     except (EdgeError, OSError):
         return ()
@@ -198,19 +197,18 @@ def _outside(path: Path, root: Path, _mtime: int, _size: int) -> tuple[Path, ...
     if not names:
         return ()
     folder, inside = image_folder(path, root, names), is_folder(root)
-    return tuple(folder / name for name in names if not inside or Path(name).is_absolute() or ".." in Path(name).parts)
+    return tuple(folder / name for name in names if not inside or leads_out(name))
 
 
 def _images(
     path: Path, content: dict[str, Any], numbers: dict[int, int], spec: DataSpec, faults: Faults
 ) -> list[LabelledImage]:
-    assert spec.root is not None
     entries = _records(path, "images", content, _Image)
     if not entries:
         return []
     _refuse_twice(path, "image id", [one.id for one in entries])
     _refuse_twice(path, "file_name", [os.path.normpath(one.file_name) for one in entries])
-    folder = image_folder(path, spec.root, [one.file_name for one in entries])
+    folder = image_folder(path, spec.place, [one.file_name for one in entries])
     own = Faults()
     rows, bad = _rows(path, content["annotations"], {one.id for one in entries}, numbers, own)
     result = []

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from edgecnn.data.pixels import EXTENSIONS
-from edgecnn.data.tables import require_inside
+from edgecnn.data.tables import leads_out, require_inside
 from edgecnn.data.texts import MIB, decode_text, read_text
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
+from edgecnn.recipe.sections import Part
 from edgecnn.store.digests import is_folder, is_regular
-from edgecnn.tasks.detect.annotations import NO_CLASS, Annotated, Faults, LabelledImage, Part, Row
+from edgecnn.tasks.detect.annotations import NO_CLASS, Annotated, Faults, LabelledImage, Row
 
 HINT = "correct these files, or set `data.skip_corrupt: true` to leave out their images"
 
@@ -31,48 +32,33 @@ def read_voc(spec: DataSpec) -> Annotated:
     Raises:
         EdgeError: no Annotations folder, missing lists or images, broken XML or boxes (all, by file and line).
     """
-    assert spec.root is not None  # the spec refuses it
-    folder = spec.root / "Annotations"
-    if not is_folder(folder):
-        raise EdgeError(f"`{spec.root}` has no folder `Annotations`", "set `data.root` to the folder that holds it")
+    root = spec.place
+    if not is_folder(root / "Annotations"):
+        raise EdgeError(f"`{root}` has no folder `Annotations`", "set `data.root` to the folder that holds it")
     faults = Faults()
-    parsed: dict[Part, list[_Parsed]] = {}
-    for part, names in _names(spec.root, spec).items():
-        parsed[part] = [one for name in names if (one := _parse(spec.root, name, spec.skip_corrupt, faults))]
-    classes = tuple(sorted({obj.name for one in parsed["train"] for obj in one.objects}))
+    sets = {
+        part: [image for name in names if (image := _parse(root, name, spec.skip_corrupt, faults))]
+        for part, names in _names(root, spec).items()
+    }
+    classes = tuple(sorted({row.name for image in sets["train"] for row in image.rows}))
     numbers = {name: number for number, name in enumerate(classes)}
-    sets: dict[Part, list[LabelledImage]] = {}
-    for part, members in parsed.items():
-        sets[part] = []
-        for one in members:
-            unknown = [obj for obj in one.objects if obj.name not in numbers]
-            for obj in unknown:
-                if not spec.skip_corrupt:
-                    faults.add(obj.where, f"class `{obj.name}` does not occur in train")
-            if unknown and spec.skip_corrupt:
-                continue
-            rows = tuple(
-                Row(numbers.get(obj.name, NO_CLASS), obj.box, obj.where, crowd=obj.difficult) for obj in one.objects
-            )
-            sets[part].append(LabelledImage(one.image, rows, one.size, one.where))
+    if spec.skip_corrupt:
+        sets = {
+            part: [image for image in images if all(row.name in numbers for row in image.rows)]
+            for part, images in sets.items()
+        }
+    for image in (image for images in sets.values() for image in images):
+        for row in image.rows:
+            if row.name not in numbers:
+                faults.add(row.where, f"class `{row.name}` does not occur in train")
     faults.refuse(HINT)
-    return Annotated.of(classes, sets)
-
-
-@dataclass(frozen=True)
-class _Object:
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
-    where: str
-
-
-@dataclass(frozen=True)
-class _Parsed:
-    image: Path
-    size: tuple[int, int] | None
-    objects: list[_Object]
-    where: str
+    numbered = {
+        part: [
+            replace(image, rows=tuple(replace(row, kind=numbers[row.name]) for row in image.rows)) for image in images
+        ]
+        for part, images in sets.items()
+    }
+    return Annotated.of(classes, numbered)
 
 
 def _names(root: Path, spec: DataSpec) -> dict[Part, list[str]]:
@@ -86,8 +72,7 @@ def _names(root: Path, spec: DataSpec) -> dict[Part, list[str]]:
         return [_without_flag(line.strip()) for line in read_text(path).split("\n") if line.strip()]
 
     if spec.train:
-        declared: dict[Part, str | None] = {"train": spec.train, "select": spec.select, "scored": spec.scored}
-        return {part: read(name, part) for part, name in declared.items() if name}
+        return {part: read(name, part) for part, name in spec.declared.items()}
     there = {path.stem for path in lists.glob("[!.]*.txt")}
     if not there & {"train", "trainval"}:
         return {"train": sorted(path.stem for path in (root / "Annotations").glob("[!.]*.xml"))}
@@ -107,16 +92,16 @@ def _without_flag(line: str) -> str:
     return name.strip() if name and flag in ("1", "0", "-1") else line
 
 
-def _parse(root: Path, name: str, skip: bool, faults: Faults) -> _Parsed | None:
+def _parse(root: Path, name: str, skip: bool, faults: Faults) -> LabelledImage | None:
     """One XML file; None where it is broken (said in `faults` unless such images are skipped)."""
     path = root / "Annotations" / f"{name}.xml"
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if leads_out(name):
         faults.add(name, "leads out of the dataset's folders")
         return None
     where = f"Annotations/{path.name}"
     own = Faults()
     image = next((p for s in EXTENSIONS for p in _spelled(root / "JPEGImages", name, s) if is_regular(p)), None)
-    objects: list[_Object] = []
+    rows: list[Row] = []
     size = None
     if image is None:
         own.add(where, f"no image `JPEGImages/{name}` with any known ending")
@@ -135,7 +120,7 @@ def _parse(root: Path, name: str, skip: bool, faults: Faults) -> _Parsed | None:
             if found is None:
                 own.add(at, why)
             else:
-                objects.append(found)
+                rows.append(found)
     except FileNotFoundError:
         own.add(where, "does not exist")
     except EdgeError as error:
@@ -147,7 +132,7 @@ def _parse(root: Path, name: str, skip: bool, faults: Faults) -> _Parsed | None:
             faults.found += own.found
         return None
     assert image is not None
-    return _Parsed(image, size, objects, where)
+    return LabelledImage(image, tuple(rows), size, where)
 
 
 def _xml(path: Path) -> str:
@@ -176,7 +161,7 @@ def _spelled(folder: Path, name: str, ending: str) -> tuple[Path, Path]:
     return folder / f"{name}{ending}", folder / f"{name}{ending.upper()}"
 
 
-def _object(element: ElementTree.Element, where: str) -> tuple[_Object | None, str]:
+def _object(element: ElementTree.Element, where: str) -> tuple[Row | None, str]:
     name = (element.findtext("name") or "").strip()
     if not name:
         return None, "an object without a name"
@@ -188,4 +173,4 @@ def _object(element: ElementTree.Element, where: str) -> tuple[_Object | None, s
     if right < left or bottom < top:
         return None, f"`{name}`: the box has width {right - left:.6g} and height {bottom - top:.6g}"
     difficult = (element.findtext("difficult") or "0").strip() == "1"
-    return _Object(name, (left - 1, top - 1, right, bottom), difficult, where), ""
+    return Row(NO_CLASS, (left - 1, top - 1, right, bottom), where, crowd=difficult, name=name), ""

@@ -17,8 +17,9 @@ from edgecnn.data.texts import MIB, read_text
 from edgecnn.data.walk import images_below, say_passed
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
+from edgecnn.recipe.sections import Part
 from edgecnn.store.digests import is_folder, is_regular
-from edgecnn.tasks.detect.annotations import Annotated, Faults, LabelledImage, Part, Row
+from edgecnn.tasks.detect.annotations import Annotated, Faults, LabelledImage, Row
 from edgecnn.tasks.detect.yolo_yaml import DataYaml, read_data_yaml
 
 HINT = "correct these lines, or set `data.skip_corrupt: true` to leave out images with broken labels"

@@ -9,8 +9,8 @@ from typing import Any
 from edgecnn.data.texts import MIB, read_text, short
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
+from edgecnn.recipe.sections import Part
 from edgecnn.store.digests import exists, is_folder, is_regular
-from edgecnn.tasks.detect.annotations import Part
 
 SCORED_KEYS = ("val", "test")
 NOTHING = ("", "~", "null", "Null", "NULL")
@@ -38,15 +38,12 @@ class DataYaml:
         Raises:
             EdgeError: a declared key that the file does not have.
         """
-        keys: dict[Part, str]
-        if spec.train is None:
+        keys = spec.declared
+        if not keys:
             keys = {"train": "train"}
             other = next((key for key in SCORED_KEYS if key in self.sets), None)
             if other and self.sets[other] != self.sets.get("train"):
                 keys["scored"] = other
-        else:
-            declared: dict[Part, str | None] = {"train": spec.train, "select": spec.select, "scored": spec.scored}
-            keys = {part: key for part, key in declared.items() if key}
         for part, key in keys.items():
             if key not in self.sets:
                 sets = ", ".join(f"`{name}`" for name in self.sets) or "none"
@@ -62,17 +59,15 @@ def yaml_file(spec: DataSpec) -> Path:
     Raises:
         EdgeError: there is none, or several.
     """
-    assert spec.root is not None  # the spec refuses it
-    if is_regular(spec.root):
-        return spec.root
-    named = spec.root / "data.yaml"
-    if is_regular(named):
-        return named
-    found = [path for path in sorted(spec.root.glob("[!.]*.y*ml")) if is_regular(path)] if is_folder(spec.root) else []
+    root = spec.place
+    for path in (root, root / "data.yaml"):
+        if is_regular(path):
+            return path
+    found = [path for path in sorted(root.glob("[!.]*.y*ml")) if is_regular(path)] if is_folder(root) else []
     if len(found) == 1:
         return found[0]
-    there = ", ".join(f"`{one.name}`" for one in found) or "no YAML file"
-    raise EdgeError(f"`{spec.root}` holds {there}", "set `data.root` to the dataset's YAML file (data.yaml)")
+    there = ", ".join(f"`{path.name}`" for path in found) or "no YAML file"
+    raise EdgeError(f"`{root}` holds {there}", "set `data.root` to the dataset's YAML file (data.yaml)")
 
 
 def read_data_yaml(spec: DataSpec) -> DataYaml:
@@ -89,8 +84,8 @@ def read_data_yaml(spec: DataSpec) -> DataYaml:
     base = path.parent / (folder or ".")
     sets = {
         key: tuple(base / place for place in _places(path, key, content[key]))
-        for key in dict.fromkeys(("train", *SCORED_KEYS, spec.train, spec.select, spec.scored))
-        if key and key in content
+        for key in dict.fromkeys(("train", *SCORED_KEYS, *spec.declared.values()))
+        if key in content
     }
     return DataYaml(path, _classes(path, content), sets, _keypoints(path, content))
 

@@ -78,7 +78,7 @@ class Life:
         if not self.listening:
             return ready
         if self.signal is not None:
-            raise HostGone("ended", f"the agent was told to end ({signal.Signals(self.signal).name})")
+            raise HostGone("ended", f"the agent was asked to end ({signal.Signals(self.signal).name})")
         # Read before judging: after a stop of this process the heartbeats are waiting here.
         if STDIN in ready:
             ready.discard(STDIN)

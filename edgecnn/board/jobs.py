@@ -256,7 +256,7 @@ class Board:
                 f"{step} on `{self.host}`: the board rebooted",
                 "look at its power supply and temperature; the same command continues where this one stopped",
             )
-        return LinkLost(f"{cause}; the board answers again now", "the same command continues where this one stopped")
+        return LinkLost(f"{cause}; the board is reachable again", "the same command continues where this one stopped")
 
     def _look(self) -> str | None:
         """Its boot id now; None where it doesn't answer within `look_s`."""

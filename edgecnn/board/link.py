@@ -165,7 +165,7 @@ class Link:
         self._write(f"get {name} {begin} {size - begin}\n".encode())
         left = self._begun()
         if left > size - begin:
-            raise BadAnswer("more bytes than it was asked for")
+            raise BadAnswer("more bytes than were requested")
         while left:
             while not self.rest:
                 self._fill(60.0)

@@ -99,7 +99,7 @@ def refusal_of(
     if "Permission denied" in said:
         return Unreachable(
             f"`{name}` refuses the login of `{user}`: none of your SSH keys is accepted",
-            f"run `ssh-copy-id {login}`; a key with a passphrase needs `ssh-add` (no password is asked)",
+            f"run `ssh-copy-id {login}`; a key with a passphrase needs `ssh-add` (no password is asked for)",
         )
     if resolved := re.search(r"Could not resolve hostname \S+: (.*)", said):
         return Unreachable(

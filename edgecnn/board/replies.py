@@ -165,7 +165,7 @@ class FileReply(_Reply):
 
 def _distinct(files: list[FileReply]) -> list[FileReply]:
     if len({file.name for file in files}) < len(files):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name appears twice")
     return files
 
 
@@ -300,7 +300,7 @@ def _parsed(kind: type[R], content: Json, where: str) -> R:
 def _pairs(pairs: list[tuple[str, Any]]) -> Json:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise BadAnswer("a key stands twice in one of its objects")
+        raise BadAnswer("a key appears twice in one of its objects")
     return content
 
 

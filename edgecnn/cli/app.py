@@ -111,7 +111,7 @@ def build(
         print_report(result.report)
         made = ", ".join(result.made) if result.made else "nothing: every stage was kept"
         if result.measured_ago and result.report.figure("speedup"):
-            print(f"latency was measured {result.measured_ago} ago; --remeasure takes it again")
+            print(f"latency was measured {result.measured_ago} ago; --remeasure measures it again")
         print(f"made {made}\nrun  {result.run}")
     raise typer.Exit(result.report.exit_code(strict=strict))
 

@@ -163,7 +163,7 @@ def _internal(error: Exception) -> int:
     if isinstance(error, InternalError) and error.trace:
         trace = f"{error.trace.rstrip()}\n\nin a child process of:\n\n{trace}"
     file = _write_trace(f"{' '.join(map(repr, sys.argv))}\n\n{trace}")
-    where = f"traceback: {file}" if file else f"no folder takes its traceback:\n{trace}"
+    where = f"traceback: {file}" if file else f"no folder could be written to, so here is its traceback:\n{trace}"
     _say(f"internal error: {what} (a fault of edgecnn, not of your input); {where}")
     _answer({"error": f"internal error: {what}", "hint": "", "traceback": str(file or "")})
     return INTERNAL

@@ -146,7 +146,7 @@ train:
 {train}
 
 quantize:
-  # images: 256                 # calibration images, taken from the training images; left out, up to so many
+  # images: 256                 # calibration images, taken from the training images; by default up to this many
   ranges: auto                  # or minmax, percentile, entropy, mse
   # effort: balanced            # or fast, thorough: how long the rungs that need no labels may take
 {score}
@@ -164,7 +164,7 @@ def _classifier(found: Guess) -> tuple[str, str, str]:
   image_size: {side}
   # weights: my_weights.safetensors"""
     train = f"""\
-  epochs: 20                    # 0 takes `model.weights` as they are
+  epochs: 20                    # 0 uses `model.weights` as they are
   batch: 64
   lr: 0.003
   augment: {augment}"""
@@ -178,7 +178,7 @@ def _detector(found: Guess) -> tuple[str, str, str]:
   image_size: {min(640, max(64, -(-found.longer // 32) * 32))}
   # weights: yolov8n.pt         # published weights to start from: far fewer images will do"""
     train = """\
-  epochs: 50                    # 0 takes `model.weights` as they are
+  epochs: 50                    # 0 uses `model.weights` as they are
   batch: 16"""
     return model, train, "\nscore:\n  metric: map50_95\n"
 

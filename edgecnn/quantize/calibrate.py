@@ -131,7 +131,7 @@ def _check_images(images: np.ndarray, contract: IoContract) -> None:
         raise EdgeError(
             f"calibration images are {images.shape[1]}x{images.shape[2]} with {images.shape[3]} channels; "
             f"the model takes {height}x{width} with {contract.input.channels}",
-            "resize them, or tell the model's input size",
+            "resize them, or give the model's input size",
         )
 
 

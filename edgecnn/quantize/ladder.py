@@ -162,7 +162,7 @@ def _warnings(drop: Drop, budget: float, asked: bool) -> list[str]:
     """What is said before the budget drives the climb: that its images cannot support it, and where it stops then."""
     notes = [note for note in [support_note(drop, budget)] if note]
     if notes and not asked and drop.lower <= budget:
-        notes.append(f"recovery stops: these images cannot tell whether the budget is missed; {_MORE}")
+        notes.append(f"recovery stops: these images cannot show whether the budget is missed; {_MORE}")
     for note in notes:
         _say(note)
     return notes
@@ -202,7 +202,7 @@ class _Climber:
         if (found := self._kept(name, key)) is not None:
             return found[0], restored(found[1]["step"])
         if name == "qat" and self.tools.network is None:
-            why = "there is no torch model behind this ONNX file"
+            why = "this ONNX file has no torch model that could be trained"
             return given, replace(before, rung=name, kept=False, why=why, seconds=0.0)
         start = time.monotonic()
         try:

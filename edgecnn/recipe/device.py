@@ -74,7 +74,7 @@ class DeviceProfile(Spec):
         """
         if "int8" not in self.precisions:
             raise EdgeError(
-                f"INT8 is asked, but device `{self.name}` lists only {', '.join(self.precisions)}",
+                f"INT8 is asked for, but device `{self.name}` lists only {', '.join(self.precisions)}",
                 "pick a device that lists int8: `edgecnn devices list`",
             )
 
@@ -97,7 +97,7 @@ class DeviceProfile(Spec):
                 why = f"EfficientNMS_TRT is a plugin of TensorRT, and this device runs {self.backend}"
         fits = {"onnxruntime": "none or onnx", "openvino": "none or onnx", "tensorrt": "none or tensorrt"}
         raise EdgeError(
-            f"`export.nms: {nms}` does not go with device `{self.name}`: {why}",
+            f"`export.nms: {nms}` does not work with device `{self.name}`: {why}",
             f"write `export.nms: {fits.get(self.backend, 'none')}`; with `none` boxes are suppressed in numpy, after"
             " the engine",
         )

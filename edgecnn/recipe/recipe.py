@@ -268,9 +268,7 @@ class Recipe(Spec):
         traits = TASKS[self.task]
         if self.data.task != self.task:
             rows = (f"{one.labels} ({', '.join(one.formats)}) are for `task: {name}`" for name, one in TASKS.items())
-            raise ValueError(
-                f"`task: {self.task}` does not go with `data.format: {self.data.format}`; {', '.join(rows)}"
-            )
+            raise ValueError(f"`task: {self.task}` does not fit `data.format: {self.data.format}`; {', '.join(rows)}")
         for section, model in (("model", self.model), ("teacher", self.teacher)):
             if model and model.family not in traits.families:
                 raise ValueError(

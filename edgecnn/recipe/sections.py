@@ -158,7 +158,7 @@ class ModelSpec(Spec):
         if not self.own_file and (self.input is not None or self.decode is not None):
             raise ValueError("`input` and `decode` are for `family: onnx`; other families know them")
         if self.own_file and (self.normalize is not None or self.dropout):
-            raise ValueError("`family: onnx` takes the file as it is: tell its input as `input`, not `normalize`")
+            raise ValueError("`family: onnx` takes the file as it is: describe its input by `input`, not `normalize`")
         return self
 
     @property

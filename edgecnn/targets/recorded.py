@@ -42,13 +42,13 @@ class Recorded:
             rows, shapes = answers.rows, {name: values.shape[1:] for name, values in answers.outputs.items()}
             if sorted(shapes) != sorted(names) or shapes != (known := known or shapes):
                 raise EdgeError(
-                    f"the board's answers do not fit together: `{file.name}` holds outputs {shapes}, expected were"
+                    f"the board's answers are inconsistent: `{file.name}` holds outputs {shapes}, expected were"
                     f" {known or list(names)}",
                     "score again",
                 )
             if not np.array_equal(rows, np.arange(expected, expected + len(rows))):
                 raise EdgeError(
-                    f"the board's answers do not fit together: `{file.name}` holds images {_span(rows)}, expected was"
+                    f"the board's answers are inconsistent: `{file.name}` holds images {_span(rows)}, expected was"
                     f" image {expected}",
                     "score again",
                 )

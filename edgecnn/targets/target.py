@@ -98,7 +98,7 @@ def connect(profile: DeviceProfile, boards: Boards = HERE) -> Target:
 
 def offline(profile: DeviceProfile, why: str = "") -> Offline:
     """A device that isn't here, or is not to be run: further devices of a recipe are compiled for, never run."""
-    return Offline(profile, why or "not run: no verdict is asked of it")
+    return Offline(profile, why or "not run: no verdict is asked for")
 
 
 def is_device(profile: DeviceProfile, gpu: Gpu) -> bool:

@@ -85,7 +85,7 @@ def test_a_signal(home: AgentHome, number: signal.Signals) -> None:
     job, worker = in_the_middle(home)
     job.process.send_signal(number)
     answer = job.wait(5)
-    assert (answer["error"], answer["kind"]) == (f"the agent was told to end ({number.name})", "ended")
+    assert (answer["error"], answer["kind"]) == (f"the agent was asked to end ({number.name})", "ended")
     assert not is_running(worker)
 
 

@@ -116,7 +116,7 @@ def changed(do: str, *path: str | int, to: object) -> bytes:
         ("time", changed("time", "conditions", "seconds", to=float("-inf")), "Infinity"),
         ("time", changed("time", "conditions", "valid", to="yes"), "`conditions.valid`"),
         ("time", changed("time", "files", to=[]), "`files`"),
-        ("score", changed("score", "files", to=FILES * 2), "a name stands twice"),
+        ("score", changed("score", "files", to=FILES * 2), "a name appears twice"),
         ("score", changed("score", "files", 0, "name", to="/etc/passwd"), "`files.0.name`"),
         ("score", changed("score", "files", 0, "name", to="a" * 300), "`files.0.name`"),
         ("accept", changed("accept", "partial", to={"../x": 3}), "`partial."),
@@ -171,7 +171,7 @@ def answering(said: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> L
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (b"edgecnn-data 11\n" + bytes(11), "more bytes than it was asked for"),
+        (b"edgecnn-data 11\n" + bytes(11), "more bytes than were requested"),
         (b"edgecnn-data -1\n", "not a number of bytes"),
         (b"edgecnn-data many\n", "not a number of bytes"),
         (b"x" * 2_000_000, "a line of more than 1 MiB"),

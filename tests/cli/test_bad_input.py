@@ -89,7 +89,7 @@ def test_unknown_model_of_a_teacher_names_its_section(desk: Desk) -> None:
     ],
 )
 def test_int8_asked_of_a_device_without_it(desk: Desk, command: tuple[str, ...]) -> None:
-    says = "INT8 is asked, but device `jetson-orin-nano` lists only fp32, fp16"
+    says = "INT8 is asked for, but device `jetson-orin-nano` lists only fp32, fp16"
     desk.refused(*command, says=says, hint="pick a device that lists int8")
 
 

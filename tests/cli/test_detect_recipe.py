@@ -83,8 +83,8 @@ def test_show_tells_what_auto_takes(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"train": {"optimizer": "auto", "lr": 0.1}}, "`train.optimizer: auto` chooses `lr` too"),
         ({"quantize": {"qat": {"optimizer": "auto"}}}, "quantize.qat.optimizer"),
-        ({"task": "classify"}, "`task: classify` does not go with `data.format: yolo`"),
-        ({"data": {"format": "image-folder"}}, "does not go with `data.format: image-folder`"),
+        ({"task": "classify"}, "`task: classify` does not fit `data.format: yolo`"),
+        ({"data": {"format": "image-folder"}}, "does not fit `data.format: image-folder`"),
         ({"model": {"family": "timm", "name": "resnet18"}}, "does not go with `model.family: timm`"),
         ({"score": {"metric": "top1"}}, "`score.metric: top1` is not for `task: detect`"),
         ({"data": {"fit": "crop"}}, "`data.fit: crop` is not for `task: detect`; write letterbox"),
@@ -139,7 +139,7 @@ def test_a_device_refuses_suppression_that_it_cannot_run(device: str, nms: str, 
         with pytest.raises(EdgeError) as caught:
             load_recipe("yolov8n_jetson" if given else "bccd_yolov8n_cpu", sets, given)
         if given or nms == "onnx":  # else the recipe's own device refuses first
-            assert f"`export.nms: {nms}` does not go with device `{device}`" in caught.value.message
+            assert f"`export.nms: {nms}` does not work with device `{device}`" in caught.value.message
             assert f"write `export.nms: {write}`" in caught.value.hint
 
 

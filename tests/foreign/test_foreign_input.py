@@ -51,7 +51,7 @@ def test_what_is_told_comes_before_metadata(tmp_path: Path) -> None:
 )
 def test_nonsense_in_metadata_is_no_size(size: str, tmp_path: Path) -> None:
     model = of_any_size(tmp_path / "m.onnx", **{**ULTRALYTICS, "imgsz": size})
-    with pytest.raises(EdgeError, match="takes any image size, so one must be told"):
+    with pytest.raises(EdgeError, match="takes any image size, so you must give one"):
         contract_of(model, "")
 
 
@@ -121,7 +121,7 @@ def test_preprocessing_that_cannot_be_is_told_in_a_line(text: str, told: str, tm
 
 def test_a_size_to_time_a_file_with(tmp_path: Path) -> None:
     model = of_any_size(tmp_path / "m.onnx")
-    with pytest.raises(EdgeError, match="takes any image size at `x`, so one must be told") as refused:
+    with pytest.raises(EdgeError, match="takes any image size at `x`, so you must give one") as refused:
         of_told_size(model, "", tmp_path / "copy")
     assert refused.value.hint == "as --input size=224"
     timed = of_told_size(model, "size=24x32", tmp_path / "copy")

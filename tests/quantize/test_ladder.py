@@ -217,7 +217,7 @@ def test_a_rung_that_fails_is_left_out_and_told(tmp_path: Path) -> None:
     why = {step.rung: step.why for step in found.rungs}
     assert why["equalize"] == "failed: the graph has a loop"
     assert f"needs `torch`, which is not installed: {install_command('train')}" in why["adaround"]
-    assert why["qat"] == "there is no torch model behind this ONNX file"
+    assert why["qat"] == "this ONNX file has no torch model that could be trained"
     assert found.best.rung == "bias"
 
 

@@ -111,7 +111,8 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
     layout = told.get("layout", "").upper() or _layout(shape)
     if layout not in ("NCHW", "NHWC"):
         raise EdgeError(
-            f"the layout of input `{inputs[0].name}` {shape} is not clear", "say it: --input layout=nchw or nhwc"
+            f"the layout of the input `{inputs[0].name}` {shape} is not clear",
+            "give it: --input layout=nchw or layout=nhwc",
         )
     channels, sides = (shape[1], shape[2:]) if layout == "NCHW" else (shape[3], shape[1:3])
     channels = channels or 3
@@ -122,7 +123,7 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
     if dtype != "uint8" and mean is None and std is None and "range" not in told:
         raise EdgeError(
             f"`{model}` does not say how its float input is prepared",
-            "tell it: --input mean=0.485,0.456,0.406,std=0.229,0.224,0.225 (of 0..1 values), or range=1, or range=255",
+            "give it: --input mean=0.485,0.456,0.406,std=0.229,0.224,0.225 (of 0..1 values), or range=1, or range=255",
         )
     try:
         top = float(told.get("range", "255" if dtype == "uint8" else "1"))
@@ -170,7 +171,7 @@ def _size(told: dict[str, str], sides: list[int | None], model: str) -> tuple[in
             )
         given = (int(parts[0]), int(parts[-1]))
     if given is None and None in sides:
-        raise EdgeError(f"`{model}` takes any image size, so one must be told", "for example --input size=224")
+        raise EdgeError(f"`{model}` takes any image size, so you must give one", "for example --input size=224")
     if given is None:
         return (int(sides[0] or 0), int(sides[1] or 0))
     if any(side is not None and side != wish for side, wish in zip(sides, given, strict=True)):
@@ -277,7 +278,7 @@ def fixed(model: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> P
     except Exception as error:
         told = ", ".join(f"`{name}` {' x '.join(map(str, shape[1:]))}" for name, shape in shapes.items())
         raise EdgeError(
-            f"`{model}` does not work with {told}: {str(error).strip().splitlines()[0]}", "give a size that it takes"
+            f"`{model}` does not work with {told}: {str(error).strip().splitlines()[0]}", "give a size that it accepts"
         ) from error
     return path
 
@@ -291,7 +292,7 @@ def image_shapes(model: Path, size: tuple[int, int] | None, layout: str) -> dict
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in free_sides(model).items():
         if size is None:
-            raise EdgeError(f"`{model}` takes any image size at `{name}`, so one must be told", "as --input size=224")
+            raise EdgeError(f"`{model}` takes any image size at `{name}`, so you must give one", "as --input size=224")
         where = layout.lower() or ("nhwc" if len(shape) == 4 and shape[3] in (1, 3) else "nchw")
         if len(shape) != 4 or where not in ("nchw", "nhwc") or shape[1 if where == "nchw" else 3] is None:
             raise EdgeError(

@@ -164,7 +164,7 @@ class _Search:
         half = 100 * self.budget / 2
         shown = {layer: self.drop(layers - {layer}) for layer in sorted(layers, key=self.order.__getitem__)}
         why = {
-            layer: f"mixed precision: in INT8 it takes the drop on select to {100 * each.point:.2f} of {half:g} points"
+            layer: f"mixed precision: in INT8 it raises the drop on select to {100 * each.point:.2f} of {half:g} points"
             for layer, each in shown.items()
             if layer in self.candidate.placement.int8_layers
         }

@@ -27,7 +27,7 @@ def qat(candidate: Candidate, tools: Tools) -> Candidate:
     """
     network = tools.network
     if network is None:
-        return _unchanged(candidate, "there is no torch model behind this ONNX file")
+        return _unchanged(candidate, "this ONNX file has no torch model that could be trained")
     key = hashlib.sha256(f"{checkpoint.digest(candidate)} {network.qat.model_dump_json()}".encode())
     out = tools.folder / "qat" / key.hexdigest()[:16]
     result = out / "finetuned.npz"

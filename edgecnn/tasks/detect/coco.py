@@ -263,7 +263,7 @@ def _rows(
         rows.setdefault(one.image_id, []).append(Row(numbers[one.category_id], box, where, crowd=bool(one.iscrowd)))
     if parts and shares == len(annotations):
         raise EdgeError(
-            f"`{path}`: every bbox lies within [0, 1], so these are shares of the image, not pixels",
+            f"`{path}`: every bbox lies within [0, 1], so these are fractions of the image, not pixels",
             "COCO's bbox is [x, y, width, height] in pixels: multiply by the image's width and height",
         )
     return rows, bad

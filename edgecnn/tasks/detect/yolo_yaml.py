@@ -159,5 +159,5 @@ def _keypoints(path: Path, content: dict[str, Any]) -> int:
         return 0
     right = isinstance(shape, list) and len(shape) == 2 and all(isinstance(v, str) and v.isdecimal() for v in shape)
     if not right or len(shape[0]) > 4 or int(shape[0]) < 1 or shape[1] not in ("2", "3"):
-        raise EdgeError(f"`{path}`: `kpt_shape` is {short(shape)}", "write [points, 2 or 3], as in [17, 3]")
+        raise EdgeError(f"`{path}`: `kpt_shape` is {short(shape)}", "write [points, 2 or 3], such as [17, 3]")
     return int(shape[0]) * int(shape[1])

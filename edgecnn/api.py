@@ -1,19 +1,25 @@
-"""What the commands do, without printing: the CLI and a program call the same functions."""
+"""What the commands do, without printing: the command line and a program call the same functions.
+
+Nothing here reads or changes the state of the process: the store's folder, whom to trust and who shows progress are
+arguments. (What is left out is read from the environment, as the command line reads it.)
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecnn.needs import Need, check_library_names, check_writable, needs, refuse
+from edgecnn.process.child import child_environment
 from edgecnn.process.disk import cache_root
 from edgecnn.process.errors import EdgeError, printable
+from edgecnn.process.progress import Progress, showing
 from edgecnn.recipe.load import load_device, load_recipe
 from edgecnn.recipe.recipe import EffortName, Recipe
 from edgecnn.report import Report
@@ -42,40 +48,59 @@ class Summary:
     text: str
 
 
-def build_recipe(
-    recipe: str, *, device: str | None = None, boards: Boards = HERE, sets: Sequence[str] = (),
+Sets = Mapping[str, object] | Sequence[str]
+Hosts = Boards | Sequence[str]
+
+
+def build(
+    recipe: str | Path | Recipe, *, device: str | None = None, hosts: Hosts = HERE, set: Sets = (),
     until: str | None = None, out: Path | None = None, remeasure: bool = False, trust_weights: bool = False,
+    cache: Path | None = None, progress: Progress | None = None,
 ) -> Built:  # fmt: skip
     """Build a recipe and publish its run.
 
     Args:
-        boards: where to build, score and time; those of the environment, or this machine, where none are given.
+        recipe: a file, the name of a packed recipe, or a recipe in memory.
+        device: takes the place of the recipe's.
+        hosts: boards that stand for the device, as `user@host[:port]`; none: those of EDGECNN_HOST_<DEVICE>, else this
+            machine.
+        set: recipe keys in place of the file's, as `{"train.epochs": 3}`.
+        until: stop after this stage.
+        out: folder for the runs, instead of `runs/RECIPE/DEVICE`.
+        remeasure: time again even if a stored timing matches.
+        trust_weights: load .pt files that hold more than tensors; they can run code.
+        cache: folder of the store; default EDGECNN_CACHE, else `~/.cache/edgecnn`.
+        progress: who shows progress and notes; default: nobody.
 
     Raises:
         EdgeError: the recipe is wrong, something it needs is missing, no board answers (all before any stage), or a
             stage failed.
     """
-    loaded = load_recipe(recipe, sets, device)
+    with _shown(progress), child_environment(EDGECNN_TRUST_WEIGHTS="1" if trust_weights else "0"):
+        return _build(_recipe(recipe, set, device), _boards(hosts), until, out, remeasure, cache)
+
+
+def _build(
+    loaded: Recipe, boards: Boards, until: str | None, out: Path | None, remeasure: bool, cache: Path | None
+) -> Built:
     profile = load_device(loaded.device)
     boards = boards.of(profile)
     refuse(needs(loaded, profile, boards))
     folder = out or Path("runs") / loaded.name / profile.name
     check_writable(folder)
-    from edgecnn.pipeline import STAGES, build, compile_beside
+    from edgecnn import pipeline
     from edgecnn.targets.target import connect
     from edgecnn.verdict.runs import publish, require_latest
 
-    if until is not None and until not in STAGES:
-        raise EdgeError(f"there is no stage `{until}`", f"stages: {', '.join(STAGES)}")
+    if until is not None and until not in pipeline.STAGES:
+        raise EdgeError(f"there is no stage `{until}`", f"stages: {', '.join(pipeline.STAGES)}")
     require_latest(folder)
     target = connect(profile, boards)
-    check_library_names(loaded, lambda: _rehearsed(loaded, target))
-    # For the child processes that load weights; a later build of the same program starts untrusting again.
-    os.environ["EDGECNN_TRUST_WEIGHTS"] = "1" if trust_weights else "0"
-    store = Store(cache_root(), recipe=loaded.name, until=until, remeasure=remeasure)
+    check_library_names(loaded, lambda: _rehearsed(loaded, target, cache))
+    store = Store(cache or cache_root(), recipe=loaded.name, until=until, remeasure=remeasure)
     try:
-        report, evidence = build(loaded, target, store)
-        compiled = [compile_beside(loaded, name, store) for name in loaded.compile_for]
+        report, evidence = pipeline.build(loaded, target, store)
+        compiled = [pipeline.compile_beside(loaded, name, store) for name in loaded.compile_for]
     except Stopped:
         return Built(None, None, _made(store.decisions))
     report = report.with_compiled([result for result, _ in compiled])
@@ -90,30 +115,54 @@ def _made(decisions: list[Decision]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(decision.stage for decision in decisions if not decision.kept))
 
 
-def plan_recipe(
-    recipe: str, *, device: str | None = None, boards: Boards = HERE, sets: Sequence[str] = ()
-) -> tuple[list[Decision], list[Need]]:
-    """What a build would run or keep, with reasons, and what is missing. Makes nothing.
+def plan(
+    recipe: str | Path | Recipe, *, device: str | None = None, hosts: Hosts = HERE, set: Sets = (),
+    cache: Path | None = None,
+) -> tuple[list[Decision], list[Need]]:  # fmt: skip
+    """What a build would run or keep, with reasons, and what is missing. Makes nothing; arguments as of `build`.
 
     Raises:
         EdgeError: the recipe is wrong, its family has no such model, or no board answers.
     """
     from edgecnn.targets.target import connect
 
-    loaded = load_recipe(recipe, sets, device)
+    loaded = _recipe(recipe, set, device)
     profile = load_device(loaded.device)
-    boards = boards.of(profile)
+    boards = _boards(hosts).of(profile)
     found = needs(loaded, profile, boards)
-    decisions = _rehearsed(loaded, connect(profile, boards))
+    decisions = _rehearsed(loaded, connect(profile, boards), cache)
     if not any(need.stops for need in found):
         check_library_names(loaded, lambda: decisions)
     return decisions, found
 
 
-def _rehearsed(recipe: Recipe, target: Target) -> list[Decision]:
+def _recipe(recipe: str | Path | Recipe, sets: Sets, device: str | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        if sets or device:
+            raise EdgeError("`set` and `device` are for a recipe's file", "change the recipe in memory itself")
+        return recipe
+    return load_recipe(str(recipe), _texts(sets), device)
+
+
+def _texts(sets: Sets) -> list[str]:
+    """KEY=VALUE texts, as the command line takes them."""
+    if isinstance(sets, Mapping):
+        return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sets.items()]
+    return list(sets)
+
+
+def _boards(hosts: Hosts) -> Boards:
+    return hosts if isinstance(hosts, Boards) else Boards(tuple(hosts))
+
+
+def _shown(progress: Progress | None) -> AbstractContextManager[None]:
+    return showing(progress) if progress else contextlib.nullcontext()
+
+
+def _rehearsed(recipe: Recipe, target: Target, cache: Path | None) -> list[Decision]:
     from edgecnn.pipeline import build, compile_beside
 
-    store = Store(cache_root(), recipe=recipe.name, rehearse=True)
+    store = Store(cache or cache_root(), recipe=recipe.name, rehearse=True)
     with contextlib.suppress(Stopped):
         build(recipe, target, store)
     for name in recipe.compile_for:
@@ -176,54 +225,76 @@ def read_form(file: Path) -> str:
     return printable(text) if sys.stdout.isatty() else text
 
 
-def check_run(
-    run: Path, baseline: Path, *, max_regression: float, boards: Boards = HERE, sets: Sequence[str] = ()
+def check(
+    run: str | Path, baseline: str | Path, *, max_regression: float = 0.0025, hosts: Hosts = HERE, set: Sets = ()
 ) -> Report:
     """Compare a run with a stored baseline; speed is always measured anew, both models in one session.
 
     Args:
-        sets: `bench.KEY=VALUE` texts, for the timing.
+        run: a run folder, or one whose `latest` is meant.
+        max_regression: largest loss of accuracy against the baseline, a fraction of 1.
+        set: `bench.KEY` values for the timing.
+
+    Raises:
+        EdgeError: not a run, not a baseline, or a wrong value.
     """
     from edgecnn.foreign.bench import bench_spec
     from edgecnn.report import read_report
     from edgecnn.targets.target import connect
-    from edgecnn.verdict.baseline import check
+    from edgecnn.verdict import baseline as baselines
 
-    profile = load_device(read_report(run).device)
-    target = connect(profile, boards.of(profile))
-    spec = bench_spec(sets)
-    return check(
-        run, baseline, max_regression=max_regression,
+    folder = resolve_run(Path(run))
+    profile = load_device(read_report(folder).device)
+    target = connect(profile, _boards(hosts).of(profile))
+    spec = bench_spec(_texts(set))
+    return baselines.check(
+        folder, Path(baseline), max_regression=max_regression,
         time_files=lambda first, second: target.time_files(first, second, spec),
     )  # fmt: skip
 
 
-def quantize_file(
-    model: Path, *, data: Path, device: str, images: int | None, ranges: str, out: Path, preprocessing: str,
-    keep_float: tuple[str, ...], max_accuracy_drop: float | None = None, recover: str = "auto",
-    effort: EffortName = "balanced", select_images: int | None = None, decoder: str = "",
+def quantize(
+    model: str | Path, *, data: str | Path, device: str = "cpu-x86", max_accuracy_drop: float | None = None,
+    out: str | Path = "quantized", images: int | None = None, select_images: int | None = None, ranges: str = "auto",
+    effort: EffortName = "balanced", recover: str = "auto", keep_float: Sequence[str] = (), input: str = "",
+    decode: str = "", progress: Progress | None = None,
 ) -> Summary:  # fmt: skip
-    """Quantize any ONNX file for a device and write model.int8.onnx (and the typed one) and report.json to `out`."""
+    """Quantize any ONNX file for a device; write model.int8.onnx (and the typed one) and report.json to `out`.
+
+    Args:
+        data: images, labelled or not, or arrays by input name; see `edgecnn quantize --help`.
+        max_accuracy_drop: the budget, a fraction of 1, that labelled images judge; None: fidelity alone.
+        input: how the file takes images. decode: layout of a detector's output.
+
+    Raises:
+        EdgeError: the model or the images are unusable, or an argument is wrong.
+    """
     from edgecnn.foreign.quantize import quantize_foreign
 
-    return Summary(
-        *quantize_foreign(
-            model, data=data, profile=load_device(device), images=images, ranges=ranges, out=out,
-            preprocessing=preprocessing, keep_float=keep_float, max_accuracy_drop=max_accuracy_drop, recover=recover,
-            effort=effort, select_images=select_images, decoder=decoder,
-        )
-    )  # fmt: skip
+    with _shown(progress):
+        return Summary(
+            *quantize_foreign(
+                Path(model), data=Path(data), profile=load_device(device), images=images, ranges=ranges, out=Path(out),
+                preprocessing=input, keep_float=tuple(keep_float), max_accuracy_drop=max_accuracy_drop,
+                recover=recover, effort=effort, select_images=select_images, decoder=decode,
+            )
+        )  # fmt: skip
 
 
-def bench_files(
-    model: Path, baseline: Path | None, *, device: str, sets: Sequence[str], boards: Boards = HERE,
-    preprocessing: str = "",
-) -> tuple[dict[str, Any], str]:  # fmt: skip
-    """Time one file, or two as interleaved pairs, on a device that is here or that a host answers for."""
-    from edgecnn.foreign.bench import bench
+def bench(
+    model: str | Path, baseline: str | Path | None = None, *, device: str = "cpu-x86", hosts: Hosts = HERE,
+    set: Sets = (), input: str = "",
+) -> Summary:  # fmt: skip
+    """Time one file, or two as interleaved pairs, on a device that is here or that a host answers for.
+
+    Raises:
+        EdgeError: a file can't be run there, or no board answers.
+    """
+    from edgecnn.foreign import bench as benches
 
     profile = load_device(device)
-    return bench(model, baseline, profile, sets, boards.of(profile), preprocessing)
+    other = Path(baseline) if baseline else None
+    return Summary(*benches.bench(Path(model), other, profile, _texts(set), _boards(hosts).of(profile), input))
 
 
 def doctor_findings() -> tuple[list[dict[str, str]], str]:

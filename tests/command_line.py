@@ -66,8 +66,10 @@ def run_here(module: str, job: dict[str, Any], log: Path, **options: Any) -> dic
     """In place of run_child: what a child's `serve` calls, called with the job as it would have read it."""
     if options or not module.startswith(TORCH_ROOMS):
         return START_CHILD(module, job, log, **options)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # they would go to the log
+        for name, value in child.added_environment().items():
+            patch.setenv(name, value)
         result = importlib.import_module(module).work(json.loads(json.dumps(job)))
     answer: dict[str, Any] = json.loads(json.dumps(result))
     return answer

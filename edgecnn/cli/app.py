@@ -86,12 +86,12 @@ def build(
     strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Take a recipe from labelled images to a verdict on its device."""
-    from edgecnn.api import build_recipe
+    from edgecnn import api
 
     with show_progress(as_json, quiet):
-        result = build_recipe(
-            recipe, device=device, boards=boards_of(host, link),
-            sets=[*set_, *timing_sets(power_mode, lock_clocks)], until=until, out=out, remeasure=remeasure,
+        result = api.build(
+            recipe, device=device, hosts=boards_of(host, link),
+            set=[*set_, *timing_sets(power_mode, lock_clocks)], until=until, out=out, remeasure=remeasure,
             trust_weights=trust_weights,
         )  # fmt: skip
     if result.report is None:
@@ -122,10 +122,10 @@ def plan(
     power_mode: PowerMode = None, lock_clocks: LockClocks = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Show what a build would run or keep, why, and what is missing. Exits 3 if a build would stop."""
-    from edgecnn.api import plan_recipe
+    from edgecnn import api
 
-    decisions, missing = plan_recipe(
-        recipe, device=device, boards=boards_of(host, link), sets=[*set_, *timing_sets(power_mode, lock_clocks)]
+    decisions, missing = api.plan(
+        recipe, device=device, hosts=boards_of(host, link), set=[*set_, *timing_sets(power_mode, lock_clocks)]
     )
     document = {
         "stages": [{"stage": d.stage, "kept": d.kept, "why": list(d.reasons)} for d in decisions],
@@ -188,9 +188,9 @@ def check(
     strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Compare a run with a stored baseline: a regression exits 1. For CI."""
-    from edgecnn.api import check_run, resolve_run
+    from edgecnn import api
 
-    folder = resolve_run(run)
+    folder = api.resolve_run(run)
     if update:
         from edgecnn.verdict.baseline import update as write_baseline
 
@@ -198,9 +198,9 @@ def check(
         _print(as_json, {"baseline": str(baseline)}, f"wrote {baseline}")
         return
     with show_progress(as_json, quiet):
-        report = check_run(
-            folder, baseline, max_regression=max_regression, boards=boards_of(host, link),
-            sets=timing_sets(power_mode, lock_clocks),
+        report = api.check(
+            folder, baseline, max_regression=max_regression, hosts=boards_of(host, link),
+            set=timing_sets(power_mode, lock_clocks),
         )  # fmt: skip
     if as_json:
         print(report.model_dump_json(indent=1))
@@ -275,13 +275,13 @@ def quantize(
     strict: Strict = False, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Quantize any ONNX file to INT8 for a device. Only learned rungs need torch (--effort thorough)."""
-    from edgecnn.api import quantize_file
+    from edgecnn import api
 
     with show_progress(as_json, quiet):
-        summary = quantize_file(
-            model, data=data, device=device, images=images, ranges=ranges, out=out, preprocessing=input_,
-            keep_float=tuple(keep_float), max_accuracy_drop=max_accuracy_drop, recover=recover, effort=effort,
-            select_images=select_images, decoder=decode,
+        summary = api.quantize(
+            model, data=data, device=device, images=images, ranges=ranges, out=out, input=input_,
+            keep_float=keep_float, max_accuracy_drop=max_accuracy_drop, recover=recover, effort=effort,
+            select_images=select_images, decode=decode,
         )  # fmt: skip
     _print(as_json, summary.document, summary.text)
     codes = {None: 0, "pass": 0, "fail": 1, "not-enough-evidence": 1 if strict else 3}

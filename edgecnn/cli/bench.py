@@ -40,11 +40,11 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Time a model or engine on a device, here or over SSH; with --baseline, as interleaved pairs."""
-    from edgecnn.api import bench_files
+    from edgecnn import api
 
     with show_progress(as_json, quiet):
-        document, text = bench_files(
-            model, baseline, device=device, boards=boards_of(host, link), preprocessing=input_,
-            sets=[*set_, *timing_sets(power_mode, lock_clocks)],
+        timed = api.bench(
+            model, baseline, device=device, hosts=boards_of(host, link), input=input_,
+            set=[*set_, *timing_sets(power_mode, lock_clocks)],
         )  # fmt: skip
-    print_result(as_json, document, text)
+    print_result(as_json, timed.document, timed.text)

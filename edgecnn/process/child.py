@@ -19,6 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,22 @@ from edgecnn.process.errors import EdgeError, InternalError
 from edgecnn.process.start import command_of
 
 Json = dict[str, Any]
+_ENVIRONMENT: ContextVar[dict[str, str]] = ContextVar("environment")
+
+
+@contextlib.contextmanager
+def child_environment(**variables: str) -> Iterator[None]:
+    """Variables that every child gets while the context lasts; this process's own environment is not touched."""
+    token = _ENVIRONMENT.set(variables)
+    try:
+        yield
+    finally:
+        _ENVIRONMENT.reset(token)
+
+
+def added_environment() -> dict[str, str]:
+    """The variables of the contexts in force."""
+    return _ENVIRONMENT.get({})
 
 
 def run_child(
@@ -55,7 +72,10 @@ def run_child(
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, pass_fds=inherited,
             # torch makes a folder for compiled kernels among the temporary ones: here it goes with the job.
-            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(log.with_suffix(".torch").absolute()), **(env or {})},
+            env={
+                **os.environ, **added_environment(), **(env or {}),
+                "TORCHINDUCTOR_CACHE_DIR": str(log.with_suffix(".torch").absolute()),
+            },
         )  # fmt: skip
         try:
             answer = _follow(child)

@@ -4,7 +4,7 @@ import os
 
 from edgecnn.process.disk import cache_root
 
-_here = os.getcwd()
+_here, _before = os.getcwd(), os.environ.get("MPLCONFIGDIR")
 os.environ["MPLCONFIGDIR"] = str(cache_root() / "matplotlib")
 os.chdir(os.path.dirname(os.path.abspath(__file__)))  # it would take a `matplotlibrc` of the working directory
 try:
@@ -13,8 +13,13 @@ try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+
+    mpl.get_cachedir()  # remembered from here on
 finally:
     os.chdir(_here)
+    os.environ.pop("MPLCONFIGDIR")
+    if _before is not None:
+        os.environ["MPLCONFIGDIR"] = _before
 
 __all__ = ["Axes", "Figure", "FigureCanvasAgg", "FigureCanvasSVG", "mpl", "shorten_name"]
 

@@ -15,7 +15,7 @@ from color_graphs import CONTRACT, color_net, colors, hard_net, saved
 from quantize_graphs import CPU, TENSORRT, Pictures
 from typer.testing import CliRunner
 
-from edgecnn.api import quantize_file
+from edgecnn import api
 from edgecnn.backends.cpu import read_cpu
 from edgecnn.cli.app import app
 from edgecnn.foreign.budget import calibrating_spec, promise_of, recover_of, share_out, verdict_of
@@ -239,9 +239,7 @@ def test_few_images_are_shared_where_their_number_is_not_typed(
     ],
 )
 def test_bad_budgets_are_one_error(desk: Path, data: str, given: dict[str, Any], words: str) -> None:
-    usual = {"images": 50, "ranges": "auto", "preprocessing": "", "keep_float": (), "max_accuracy_drop": 0.01}
+    usual = {"images": 50, "ranges": "auto", "input": "", "keep_float": (), "max_accuracy_drop": 0.01}
     with pytest.raises(EdgeError, match=words):
-        quantize_file(
-            desk / "easy.onnx", data=desk / data, device="cpu-x86", out=desk / "refused", **{**usual, **given}
-        )
+        api.quantize(desk / "easy.onnx", data=desk / data, device="cpu-x86", out=desk / "refused", **{**usual, **given})
     assert not (desk / "refused").exists()

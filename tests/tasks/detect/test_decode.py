@@ -17,7 +17,7 @@ from foreign_detectors import SIZE, detector
 from PIL import Image
 from typer.testing import CliRunner
 
-from edgecnn.api import quantize_file
+from edgecnn import api
 from edgecnn.cli.app import app
 from edgecnn.families.onnx.detector import as_detector
 from edgecnn.families.onnx.input import contract_of
@@ -199,8 +199,8 @@ def test_a_coco_file_judges_as_the_yolo_file_does(desk: Path, tmp_path: Path) ->
     (tmp_path / "dots.json").write_text(json.dumps(content))
     values = []
     for data in (desk / "data.yaml", tmp_path / "dots.json"):
-        summary = quantize_file(
-            desk / "yolox.onnx", data=data, device="cpu-x86", out=tmp_path / "out", preprocessing="range=1", images=20,
+        summary = api.quantize(
+            desk / "yolox.onnx", data=data, device="cpu-x86", out=tmp_path / "out", input="range=1", images=20,
             ranges="minmax", keep_float=(), max_accuracy_drop=0.3, recover="off",
         )  # fmt: skip
         (rung,) = summary.document["quantize"]["ladder"]
@@ -211,21 +211,21 @@ def test_a_coco_file_judges_as_the_yolo_file_does(desk: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("data", "given", "words"),
     [
-        ("data.yaml", {"decoder": "yolov8"}, "no output of .* is laid out as yolov8"),
+        ("data.yaml", {"decode": "yolov8"}, "no output of .* is laid out as yolov8"),
         ("data.yaml", {"images": 80}, "none is left to judge the accuracy budget with"),
         ("gone.yaml", {}, "does not exist"),
-        ("images", {"decoder": "yolox", "max_accuracy_drop": None}, "--decode is for labelled boxes"),
+        ("images", {"decode": "yolox", "max_accuracy_drop": None}, "--decode is for labelled boxes"),
         ("wrong.yaml", {}, "for 2 classes"),
-        ("data.yaml", {"decoder": "yolox-pixels"}, "proves nothing\\nhint: check --input"),
+        ("data.yaml", {"decode": "yolox-pixels"}, "proves nothing\\nhint: check --input"),
     ],
 )
 def test_bad_detection_inputs_are_one_error(desk: Path, data: str, given: dict[str, Any], words: str) -> None:
     (desk / "wrong.yaml").write_text("train: images/train\nnames: [dot, line]\n")
     usual: dict[str, Any] = {
-        "images": 20, "ranges": "minmax", "keep_float": (), "max_accuracy_drop": 0.01, "preprocessing": "range=1",
+        "images": 20, "ranges": "minmax", "keep_float": (), "max_accuracy_drop": 0.01, "input": "range=1",
     }  # fmt: skip
     with pytest.raises(EdgeError, match=words):
-        quantize_file(
+        api.quantize(
             desk / "yolox.onnx", data=desk / data, device="cpu-x86", out=desk / "refused", **{**usual, **given}
         )
     assert not (desk / "refused").exists()
@@ -244,9 +244,9 @@ def test_yolox_nano_of_others(packs: Path, tmp_path: Path) -> None:
         file.extractall(tmp_path)
     yaml = tmp_path / "data.yaml"
     yaml.write_text(yaml.read_text().replace("val: images/val", "val: images/train"))
-    summary = quantize_file(
+    summary = api.quantize(
         model, data=yaml, device="jetson-orin-nano", images=16, ranges="minmax", out=tmp_path / "out",
-        preprocessing="range=255,color=bgr", keep_float=(), max_accuracy_drop=0.05, recover="off", select_images=24,
+        input="range=255,color=bgr", keep_float=(), max_accuracy_drop=0.05, recover="off", select_images=24,
     )  # fmt: skip
     record = summary.document["quantize"]
     (rung,) = record["ladder"]

@@ -1,0 +1,79 @@
+"""What a program does with edgecnn: the steps of the command line as functions, with no state of the process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from own_files import write_desk
+
+import edgecnn
+from edgecnn.process.progress import Plain
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_desk(tmp_path_factory.mktemp("api"))
+
+
+def test_a_build_in_a_program(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    environment, folder = dict(os.environ), os.getcwd()
+    kept = {"cache": tmp_path / "store", "out": tmp_path / "runs"}
+    decisions, missing = edgecnn.plan(desk / "own.yaml", cache=tmp_path / "store")
+    assert not any(need.stops for need in missing)
+    assert not any(decision.kept for decision in decisions)
+    built = edgecnn.build(desk / "own.yaml", set={"budgets.max_accuracy_drop": 0.04}, **kept)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+    assert built.report is not None
+    assert built.report.verdict == "pass"
+    speedup = built.report.figure("speedup")
+    assert speedup is not None
+    assert (speedup.unit, isinstance(speedup.value, float)) == ("x", True)
+    assert built.run is not None
+    assert edgecnn.read_report(built.run) == built.report
+    again = edgecnn.build(desk / "own.yaml", set=["budgets.max_accuracy_drop=0.04"], progress=Plain(), **kept)
+    assert again.made == ()
+    assert "kept" in capsys.readouterr().err
+    settled, _ = edgecnn.plan(desk / "own.yaml", set={"budgets.max_accuracy_drop": 0.04}, cache=tmp_path / "store")
+    assert all(decision.kept for decision in settled)
+    assert {k: v for k, v in os.environ.items() if environment.get(k) != v} == {}
+    assert os.getcwd() == folder
+    timed = edgecnn.bench(built.run / "model.int8.onnx", built.run / "model.onnx", set={"bench.min_pairs": 4,
+                          "bench.min_seconds": 0.02, "bench.max_seconds": 0.1})  # fmt: skip
+    assert timed.document["pairs"] >= 4
+
+
+def test_errors_say_what_and_how(desk: Path, tmp_path: Path) -> None:
+    with pytest.raises(edgecnn.EdgeError, match=r"no recipe|does not exist") as caught:
+        edgecnn.build(tmp_path / "none.yaml")
+    assert caught.value.hint
+    recipe = edgecnn.Recipe.model_validate({
+        "name": "own", "data": {"format": "digits", "color": "gray"}, "device": "cpu-x86",
+        "model": {"family": "small", "name": "gap-s", "image_size": 16}, "train": {"epochs": 1},
+    })  # fmt: skip
+    with pytest.raises(edgecnn.EdgeError, match="`set` and `device` are for a recipe's file"):
+        edgecnn.plan(recipe, device="rtx-4060")
+    with pytest.raises(edgecnn.EdgeError, match="holds no run"):
+        edgecnn.check(desk, tmp_path / "none.zip")
+    with pytest.raises(AttributeError, match="no attribute `train`"):
+        _ = edgecnn.train
+
+
+def test_an_import_costs_next_to_nothing() -> None:
+    def seconds(code: str) -> float:
+        found = []
+        for _ in range(5):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            found.append(time.perf_counter() - start)
+        return min(found)
+
+    loaded = "import sys, edgecnn; print(sorted(one for one in sys.modules if one.startswith(('edgecnn', 'numpy'))))"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['edgecnn']"
+    assert seconds("import edgecnn") - seconds("pass") < 0.05

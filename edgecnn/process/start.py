@@ -7,7 +7,7 @@ with -m, and wherever PYTHONPATH has an empty part. Nothing may be imported here
 import os
 import sys
 
-HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder that edgecnn is imported from
+HOME = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))  # the folder that edgecnn is imported from
 
 
 def leave_out_working_directory() -> None:

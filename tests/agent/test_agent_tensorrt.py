@@ -26,6 +26,8 @@ from edgecnn.recipe.device import DeviceFacts
 from edgecnn.recipe.recipe import BenchSpec
 from edgecnn.targets import jobs
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 VERSIONS = ("10.3.0", "10.16.0", "11.2.0")
 

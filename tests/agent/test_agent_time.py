@@ -23,6 +23,8 @@ from edgecnn.backends import TensorInfo
 from edgecnn.measure.io_contract import read_contract
 from edgecnn.recipe.recipe import BenchSpec
 
+pytestmark = pytest.mark.slow
+
 SPEC = BenchSpec(warmup_ms=1, min_pairs=64, min_seconds=0.5, max_seconds=0.6)
 MAXED = (MODES["MAXN_SUPER"][1], 1_510_400)
 

@@ -11,7 +11,7 @@ from desk import Built, Desk
 from proxy import Proxy, between
 from sshd import Sshd, running
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 RECIPE = """\
 name: digits

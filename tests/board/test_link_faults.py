@@ -29,7 +29,16 @@ from edgecnn.board.limits import LinkLimits
 from edgecnn.board.link import LinkLost
 from edgecnn.process.errors import EdgeError
 
-CUTS = [round(share, 2) for share in np.random.default_rng(7).uniform(0.05, 0.9, 3)]  # shares of a step's time
+pytestmark = pytest.mark.slow
+
+SHARES = [round(share, 2) for share in np.random.default_rng(7).uniform(0.05, 0.9, 3)]  # of a step's time
+CUTS = pytest.mark.parametrize(
+    "share",
+    [
+        SHARES[0],
+        *(pytest.param(share, marks=pytest.mark.full(reason="another moment to cut at")) for share in SHARES[1:]),
+    ],
+)
 
 SHORT = LinkLimits(silence_s=1.0, look_s=1.0, heartbeat_s=1.5)
 
@@ -64,43 +73,40 @@ def broken(board: Board, job: Job, link: Proxy, seconds: float, **more: Any) -> 
         seconds /= 2
 
 
-def test_cuts_in_a_compile(connect: Connect, server: Sshd, link: Proxy, tmp_path: Path) -> None:
+@CUTS
+def test_cuts_in_a_compile(connect: Connect, server: Sshd, link: Proxy, tmp_path: Path, share: float) -> None:
     agent, job = pack_agent(replace=SLOW_ENGINES), compile_job(tmp_path)
     engine = connect(agent=agent).run(*job)["engine"]  # the unbroken result
     server.environment["EDGECNN_TEST_BUILD_S"] = "4.0"  # longer than the board goes on alone
-    for share in CUTS:
-        shutil.rmtree(server.cache)
-        server.restart()
-        board = connect(agent=agent, limits=SHORT)
-        error = broken(board, job, link, 0.3 + share * 2.5, step="compile-int8")
-        assert "compile-int8 on `board`: the link to `board` was lost" in error.message
-        eventually(lambda: server.agents() == {}, SHORT.heartbeat_s + 4)  # ended there, though nobody could tell it
-        assert engine not in {path.name for path in (server.cache / "files").iterdir()}
-        link.heal()
-        server.environment["EDGECNN_TEST_BUILD_S"] = "0"
-        server.restart()
-        made = connect(agent=agent).run(*job)
-        assert (made["cached"], made["engine"]) == (False, engine)
-        kept = {path.name for path in (server.cache / "files").iterdir()}
-        assert kept == {job[0]["graph"], engine}
-        server.environment["EDGECNN_TEST_BUILD_S"] = "4.0"
+    shutil.rmtree(server.cache)
+    server.restart()
+    board = connect(agent=agent, limits=SHORT)
+    error = broken(board, job, link, 0.3 + share * 2.5, step="compile-int8")
+    assert "compile-int8 on `board`: the link to `board` was lost" in error.message
+    eventually(lambda: server.agents() == {}, SHORT.heartbeat_s + 4)  # ended there, though nobody could tell it
+    assert engine not in {path.name for path in (server.cache / "files").iterdir()}
+    link.heal()
+    server.environment["EDGECNN_TEST_BUILD_S"] = "0"
+    server.restart()
+    made = connect(agent=agent).run(*job)
+    assert (made["cached"], made["engine"]) == (False, engine)
+    kept = {path.name for path in (server.cache / "files").iterdir()}
+    assert kept == {job[0]["graph"], engine}
 
 
-def test_cuts_in_a_timing(connect: Connect, server: Sshd, link: Proxy, tmp_path: Path) -> None:
+@CUTS
+def test_cuts_in_a_timing(connect: Connect, server: Sshd, link: Proxy, tmp_path: Path, share: float) -> None:
     connect().run(*time_job(tmp_path, 0.1))  # the files are there from now on
-    for share in CUTS:
-        error = broken(
-            connect(limits=SHORT), time_job(tmp_path, 20.0), link, 0.3 + share * 2.0, out=tmp_path, step="speed"
-        )
-        assert "speed on `board`: the link to `board` was lost" in error.message
-        assert not (tmp_path / "pairs.npz").exists()
-        eventually(lambda: server.agents() == {}, SHORT.heartbeat_s + 4)
-        link.heal()
-        assert connect().run(*time_job(tmp_path, 0.1), out=tmp_path)["conditions"]["pairs"] >= 64
-        (tmp_path / "pairs.npz").unlink()
+    error = broken(connect(limits=SHORT), time_job(tmp_path, 20.0), link, 0.3 + share * 2.0, out=tmp_path, step="speed")
+    assert "speed on `board`: the link to `board` was lost" in error.message
+    assert not (tmp_path / "pairs.npz").exists()
+    eventually(lambda: server.agents() == {}, SHORT.heartbeat_s + 4)
+    link.heal()
+    assert connect().run(*time_job(tmp_path, 0.1), out=tmp_path)["conditions"]["pairs"] >= 64
 
 
-def test_cuts_in_a_score(connect: Connect, server: Sshd, link: Proxy, tmp_path: Path) -> None:
+@CUTS
+def test_cuts_in_a_score(connect: Connect, server: Sshd, link: Proxy, tmp_path: Path, share: float) -> None:
     job, inputs = score_job(tmp_path, 1_500)
     job["batch"] = 1
     (tmp_path / "unbroken").mkdir()
@@ -109,14 +115,13 @@ def test_cuts_in_a_score(connect: Connect, server: Sshd, link: Proxy, tmp_path: 
     start = time.monotonic()
     board.run(job, inputs, out=tmp_path / "unbroken")
     seconds = time.monotonic() - start
-    for share in CUTS:
-        again = tmp_path / f"again-{share}"
-        again.mkdir()
-        broken(connect(limits=SHORT), (job, inputs), link, 0.1 + share * seconds * 0.6, out=again, step="score-int8")
-        link.heal()
-        connect().run(job, inputs, out=again)
-        assert sum(len(rows) for name, rows in answers(again).items() if name.endswith("/rows")) == 1_500
-        assert joined(again) == joined(tmp_path / "unbroken")
+    again = tmp_path / f"again-{share}"
+    again.mkdir()
+    broken(connect(limits=SHORT), (job, inputs), link, 0.1 + share * seconds * 0.6, out=again, step="score-int8")
+    link.heal()
+    connect().run(job, inputs, out=again)
+    assert sum(len(rows) for name, rows in answers(again).items() if name.endswith("/rows")) == 1_500
+    assert joined(again) == joined(tmp_path / "unbroken")
 
 
 def joined(folder: Path) -> dict[str, list[Any]]:
@@ -138,19 +143,21 @@ def test_a_stall_shorter_than_the_limits(connect: Connect, link: Proxy, tmp_path
 
     thread = threading.Timer(1.0, stall)
     thread.start()
-    assert board.run(*time_job(tmp_path, 3.0))["conditions"]["pairs"] >= 64
+    assert board.run(*time_job(tmp_path, 2.0))["conditions"]["pairs"] >= 64
     thread.join()
 
 
-def test_jobs_with_loss_and_delay(connect: Connect, link: Proxy, tmp_path: Path) -> None:
-    """200 ms round trip, every twentieth chunk one retransmission late; the limits are the default ones."""
-    link.faults.delay_s, link.faults.loss = 0.1, 0.05
+@pytest.mark.parametrize("delay_s", [0.04, pytest.param(0.1, marks=pytest.mark.full(reason="a slower link still"))])
+def test_jobs_with_loss_and_delay(connect: Connect, link: Proxy, tmp_path: Path, delay_s: float) -> None:
+    """A slow round trip, every twentieth chunk one retransmission late; the limits are the default ones."""
+    link.faults.delay_s, link.faults.loss = delay_s, 0.05
     board = connect(limits=LinkLimits())
     (tmp_path / "out").mkdir()
     job, inputs = score_job(tmp_path)
     assert board.run(job, inputs, out=tmp_path / "out")["images"] == 50
 
 
+@pytest.mark.full(reason="the kernel's own losses; the proxy's are as long")
 def test_jobs_with_real_packets_lost(openssh: None, agent: Agent, tmp_path: Path) -> None:
     """The same with IP packets: 100 ms each way, 5 % of them never arrive, either way; TCP does the rest."""
     if why := why_not():

@@ -27,7 +27,7 @@ from edgecnn.recipe.load import load_device
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 from orin import UNLOCKED, Orin
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 RECIPE = """\
 name: on-orin

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from bad_input_desk import Desk, make_desk
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 
 

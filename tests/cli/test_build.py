@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from command_line import edgecnn as run_here
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 RECIPE = """\
 name: small

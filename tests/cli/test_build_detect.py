@@ -168,7 +168,11 @@ def suppressing_in_the_graph(folder: Path, plain: Path) -> None:
         assert ours.files == theirs.files
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours.files)
         assert len(ours["int8_scores"])
-    board = ("--device", "jetson-orin-nano", "--set", "export.nms=tensorrt")
+
+
+@pytest.mark.full(reason="one more quantization; test_heads, test_suppression and test_trt_rules hold its parts")
+def test_suppressing_on_a_board(desk: Path) -> None:
+    folder, board = desk, ("--device", "jetson-orin-nano", "--set", "export.nms=tensorrt")
     built = edgecnn(folder, "build", "dots.yaml", "--json", *board)
     assert built.returncode == 3, built.stderr
     document = json.loads(built.stdout)

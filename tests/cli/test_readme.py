@@ -95,6 +95,9 @@ def run_page(page: Path, desk: Desk) -> int:
 
 @pytest.mark.train
 @pytest.mark.slow
+@pytest.mark.full(
+    reason="the quickstart and what follows it; every command is parsed, and other builds take its stages"
+)
 def test_commands(desk: Desk) -> None:
     assert run_page(REPO / "README.md", desk) >= 9
 
@@ -109,6 +112,7 @@ def test_tutorials(desk: Desk) -> None:
 
 @pytest.mark.train
 @pytest.mark.slow
+@pytest.mark.full(reason="the quickstart twice, behind a gate whose codes test_gate and test_baseline hold")
 def test_workflow_steps(desk: Desk) -> None:
     text = next(block.text for block in blocks(TUTORIALS[-1], "yaml") if "runs-on" in block.text)
     assert len(text.splitlines()) <= 20

@@ -25,6 +25,8 @@ from edgecnn.quantize.sensitivity import sensitivity
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.recipe import QuantizeSpec
 
+pytestmark = pytest.mark.slow
+
 NAMED = ("tensor ", "weight ", "node ")
 FEW_BITS = TENSORRT.model_copy(update={"activation_bits": 6})  # a Clip before every QuantizeLinear
 SCHEMES = {"tensorrt": TENSORRT, "cpu": CPU, "few bits": FEW_BITS}

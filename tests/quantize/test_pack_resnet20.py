@@ -83,7 +83,15 @@ def decoded(path: Path, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scheme", "least_db"), [(TENSORRT, 30.0), (CPU_7BIT, 27.5)], ids=["tensorrt", "cpu-7bit"])
+@pytest.mark.parametrize(
+    ("scheme", "least_db"),
+    [
+        pytest.param(TENSORRT, 30.0, id="tensorrt"),
+        pytest.param(
+            CPU_7BIT, 27.5, id="cpu-7bit", marks=pytest.mark.full(reason="the other scheme, by the same code")
+        ),
+    ],
+)
 def test_trained_resnet20_keeps_its_accuracy(packs: Path, tmp_path: Path, scheme: Scheme, least_db: float) -> None:
     model = resnet20(tmp_path / "float.onnx", state_dict(packs / "resnet-cifar10" / "resnet20_jpeg_finetuned.pt"))
     train, _ = decoded(

@@ -25,6 +25,7 @@ for name in SAMPLE:
 
 
 @pytest.mark.slow
+@pytest.mark.full(reason="networks of others: the foreign graphs and random ones meet the same code")
 @pytest.mark.train
 def test_a_sample_of_the_zoo(tmp_path: Path) -> None:
     for module in ("torchvision", "timm", "tensorrt_rtx"):

@@ -13,7 +13,7 @@ import pytest
 from command_line import edgecnn as run_here
 from PIL import Image
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

@@ -318,6 +318,7 @@ qat(*reversed(tools_of(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), 
 
 
 @pytest.mark.slow
+@pytest.mark.full(reason="test_continues_to_the_same_bytes and the kills of test_resume find what goes wrong here")
 def test_killed_and_continued(model: Path, digits: Artifact, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-c", RUNG, str(Path(__file__).parent), str(model), str(digits.path)]

@@ -20,7 +20,7 @@ from edgecnn.store.stage import Artifact  # noqa: E402
 from edgecnn.training import train  # noqa: E402
 from edgecnn.training.feed import Normalizer  # noqa: E402
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 DIGITS = DataSpec(format="digits", color="gray", calibrate=64)
 
 

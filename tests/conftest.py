@@ -47,6 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     named = any("::" in argument for argument in config.option.file_or_dir)
     for item in items:
         full = item.get_closest_marker("full")
+        if full:
+            item.add_marker(pytest.mark.timeout(900))
         if full and not config.option.all and not named:
             item.add_marker(pytest.mark.skip(reason=f"only with --all: {full.kwargs['reason']}"))
     long = {item.path for item in items if is_slow(item)}

@@ -6,7 +6,9 @@ from edgecnn.process.disk import cache_root
 
 _here, _before = os.getcwd(), os.environ.get("MPLCONFIGDIR")
 os.environ["MPLCONFIGDIR"] = str(cache_root() / "matplotlib")
-os.chdir(os.path.dirname(os.path.abspath(__file__)))  # it would take a `matplotlibrc` of the working directory
+os.chdir(
+    os.path.dirname(os.__file__)
+)  # it would take a `matplotlibrc` of the working directory; no module of ours here
 try:
     import matplotlib as mpl
     from matplotlib.axes import Axes

@@ -118,7 +118,8 @@ def test_device_whose_name_is_no_file_name(desk: Desk, tmp_path: Path) -> None:
 def test_data(desk: Desk, root: str, says: str, hint: str) -> None:
     format = "label-table" if root.endswith(".csv") else "image-folder"
     sets = ("--set", f"data={{format: {format}, root: {root}}}", "--set", "quantize.images=8")
-    desk.refused("build", "small.yaml", *sets, says=says, hint=hint)
+    # Ultralytics gives PIL another way to open images: where a test before has imported it, this one is not the user's.
+    desk.refused("build", "small.yaml", *sets, says=says, hint=hint, apart=root == "./corrupt")
 
 
 def test_fewer_calibration_images_than_asked_is_said_before_training(desk: Desk) -> None:

@@ -409,8 +409,8 @@ def test_two_tools_the_second_waits_and_says_for_whom(connect: Connect, server: 
 def test_a_lock_that_is_not_waited_for(connect: Connect, server: Sshd, tmp_path: Path) -> None:
     first, second = connect(), connect()
     with during(first, time_job(tmp_path, 20.0, holder="ana@desk")):
-        worker = worker_of(server)
+        worker_of(server)
         with pytest.raises(JobFailed, match="the board is held by ana@desk") as caught:
             second.run(*time_job(tmp_path, 0.1, lock_wait_s=0.5))
-        os.kill(worker, signal.SIGKILL)  # seen to be held: it need not end by itself
+        os.kill(worker_of(server), signal.SIGKILL)  # seen to be held: it need not end by itself
     assert caught.value.kind == "lock"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -75,7 +78,9 @@ def _type(value: Json, definitions: Json) -> str:
     if "$ref" in value:
         name = value["$ref"].rsplit("/", 1)[1]
         target = definitions[name]
-        return "a section" if "properties" in target else _type(target, definitions)
+        if "properties" not in target:
+            return _type(target, definitions)
+        return "a section" if name.endswith(("Spec", "Budgets", "Normalization")) else f"[{name}](#{name.lower()})"
     if value.get("type") == "array":
         items = value.get("items") or (value.get("prefixItems") or [{}])[0]
         return f"list of {_type(items, definitions)}"
@@ -128,11 +133,29 @@ def report_schema() -> Iterator[str]:
     from edgecnn.report import Report
 
     schema = Report.model_json_schema(mode="serialization")
-    definitions = schema["$defs"]
-    yield from _section("Report", schema, definitions)
-    for name, section in definitions.items():
-        if "properties" in section:
-            yield from _section(name, section, definitions)
+    sections = {"Report": schema, **{name: part for name, part in schema["$defs"].items() if "properties" in part}}
+    comments = _field_comments(ROOT / "edgecnn" / "report")
+    for name, section in sections.items():
+        for key, value in section["properties"].items():
+            value.setdefault("description", comments.get(f"{name}.{key}", ""))
+        yield from _section(name, section, schema["$defs"])
+
+
+def _field_comments(folder: Path) -> dict[str, str]:
+    """`Class.field` → the comment behind the field."""
+    found = {}
+    for path in folder.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+        for owner in classes:
+            for field in owner.body:
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    _, _, comment = lines[(field.end_lineno or field.lineno) - 1][
+                        field.end_col_offset or 0 :
+                    ].partition("# ")
+                    found[f"{owner.name}.{field.target.id}"] = comment
+    return found
 
 
 GENERATED: dict[str, Callable[[], Iterator[str]]] = {

@@ -142,7 +142,7 @@ def climb(
                     break
         candidate, step = climber.rung(name, current, standing)
         steps.append(step)
-        progress.current().note(step.told())
+        progress.current().note(step.describe())
         if step.kept:
             current, standing = candidate, step
     state = state_of(standing.drop, budget)
@@ -185,8 +185,8 @@ class _Climber:
         self.tools.folder.mkdir(parents=True, exist_ok=True)
         key = repr(placement)
         if (found := self._kept("ranges", key)) is not None:
-            candidate, told = found
-            return candidate, restored(told["step"]), Counted(**told["counted"])
+            candidate, kept = found
+            return candidate, restored(kept["step"]), Counted(**kept["counted"])
         start = time.monotonic()
         candidate, calibration = first(self.tools.graph.model, placement, self.tools)
         candidate = replace(candidate, rungs=("ranges",))
@@ -276,9 +276,9 @@ class _Climber:
             progress.current().note(f"rung {name}: kept from an interrupted climb")
         return found
 
-    def _keep(self, name: RungName, key: str, candidate: Candidate, told: checkpoint.Json) -> None:
+    def _keep(self, name: RungName, key: str, candidate: Candidate, content: checkpoint.Json) -> None:
         if self.compares:
-            checkpoint.write(self._path(name, key), candidate, self.tools.graph.model, told)
+            checkpoint.write(self._path(name, key), candidate, self.tools.graph.model, content)
 
     def _path(self, name: RungName, key: str) -> Path:
         return self.tools.folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"

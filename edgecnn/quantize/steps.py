@@ -54,7 +54,7 @@ class Step:
             "int8_macs": self.int8_macs, "expected_speed": self.expected_speed,
         }  # fmt: skip
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """One line for the person who waits."""
         parts = [f"rung {self.rung}: {'kept' if self.kept else 'not kept'}, {self.why}"]
         if self.drop is not None:

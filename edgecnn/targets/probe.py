@@ -32,7 +32,7 @@ def probe(host: str, boards: Boards, write: Path | None) -> tuple[Json, str]:
     """
     [described] = open_fleet(Boards((host,), boards.limits)).each(lambda board: dict(board.facts))
     answer = described.result
-    names = fitting(answer)
+    names = fitting_devices(answer)
     lines = [f"{name:<13} {text}" for name, text in _rows(answer) if text]
     lines.append(f"{'device':<13} {', '.join(names) or 'no packed device file fits: --write FILE makes one'}")
     if write is not None:
@@ -45,7 +45,7 @@ def probe(host: str, boards: Boards, write: Path | None) -> tuple[Json, str]:
     return {"host": host, **answer, "devices": names}, "\n".join(lines)
 
 
-def fitting(answer: Mapping[str, Any]) -> list[str]:
+def fitting_devices(answer: Mapping[str, Any]) -> list[str]:
     """The packed devices that this board is."""
     profiles = [load_device(name) for name in packed("devices")]
     return [profile.name for profile in profiles if _fits(profile, answer)]

@@ -44,15 +44,15 @@ def least_check(measured: Measured, limit: float) -> Check:
 
 def nothing_proved(measured: Measured) -> list[Check]:
     """A check `accuracy` where the scored images prove nothing, or INT8 knows nothing any more; else none."""
-    compared, told = measured.compared, measured.task.nothing_proved
-    if nothing := told(compared.reference.outcomes, measured.metric):
+    compared, why_nothing = measured.compared, measured.task.nothing_proved
+    if nothing := why_nothing(compared.reference.outcomes, measured.metric):
         return [Check(name="accuracy", state="not-enough-evidence", detail=f"FP32: {nothing}")]
-    if lost := told(compared.after.outcomes, measured.metric):
+    if lost := why_nothing(compared.after.outcomes, measured.metric):
         return [Check(name="accuracy", state="fail", detail=f"INT8: {lost}")]
     return []
 
 
-def told_simulated(check: Check, measured: Measured) -> Check:
+def mark_simulated(check: Check, measured: Measured) -> Check:
     """The check, saying so where INT8 was scored in float simulation."""
     scored = measured.compared.after.file
     if not scored.simulated:

@@ -12,7 +12,7 @@ from edgecnn.recipe.device import DeviceFacts, DeviceProfile
 from edgecnn.recipe.recipe import Budgets, Recipe
 from edgecnn.report import Check, Conditions, Report, State, as_json, now
 from edgecnn.store.stage import Artifact
-from edgecnn.verdict.accuracy_checks import accuracy_check, least_check, nothing_proved, told_simulated
+from edgecnn.verdict.accuracy_checks import accuracy_check, least_check, mark_simulated, nothing_proved
 from edgecnn.verdict.board_figures import board_notes, boards_text
 from edgecnn.verdict.evidence import Evidence, Measured, read_evidence
 from edgecnn.verdict.figures import all_figures, distribution, ladder, timing_text
@@ -83,12 +83,12 @@ def _engine_note(measured: Measured) -> str:
 def _budgets(budgets: Budgets, measured: Measured) -> list[Check]:
     checks = []
     if budgets.max_accuracy_drop is not None:
-        check = told_simulated(accuracy_check(measured, budgets.max_accuracy_drop), measured)
+        check = mark_simulated(accuracy_check(measured, budgets.max_accuracy_drop), measured)
         checks.append(check)
         if (missed := _recovery(measured, budgets.max_accuracy_drop, check.state)) is not None:
             checks.append(missed)
     if budgets.min_accuracy is not None:
-        checks.append(told_simulated(least_check(measured, budgets.min_accuracy), measured))
+        checks.append(mark_simulated(least_check(measured, budgets.min_accuracy), measured))
     if budgets.min_speedup is not None:
         checks.append(_speedup(budgets.min_speedup, measured))
     if budgets.max_p99_ms is not None:

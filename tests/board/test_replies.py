@@ -205,7 +205,7 @@ def test_nothing_of_a_board_steers_the_terminal(capsys: pytest.CaptureFixture[st
 def test_a_boards_name_stays_in_its_comment(tmp_path: Path) -> None:
     facts = {**GOOD["describe"], "board": "Orin\nbackend: onnxruntime", "power_modes": ["15W\nscheme: {}"]}
     described = answered("describe", last_word(facts))
-    text = probe.device_file(described, "mine", probe.fitting(described))
+    text = probe.device_file(described, "mine", probe.fitting_devices(described))
     assert (
         text.splitlines()[0]
         == "# Orin\\nbackend: onnxruntime; power modes: 15W\\nscheme: {} (bench.power_mode, or --power-mode)"
@@ -321,7 +321,7 @@ def spoil(path: Path, draw: random.Random) -> None:
 def probed(board: FaultyBoard, folder: Path) -> None:
     facts = board.facts
     facts_of(load_device("jetson-orin-nano"), Boards(("board",)), Done("board", facts))
-    probe.device_file(facts, "board", probe.fitting(facts))
+    probe.device_file(facts, "board", probe.fitting_devices(facts))
     assert not any("\x1b" in text for _, text in probe._rows(facts))
 
 

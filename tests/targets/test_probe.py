@@ -13,7 +13,7 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.load import load_device, load_recipe
 from edgecnn.targets.fleet import Done
 from edgecnn.targets.hosts import Boards
-from edgecnn.targets.probe import _rows, device_file, fitting
+from edgecnn.targets.probe import _rows, device_file, fitting_devices
 from edgecnn.targets.ssh import facts_of
 
 RTX = "TensorRT for RTX 1.7.1.116"
@@ -58,7 +58,7 @@ def test_the_card_and_what_does_not_fit_it_are_shown() -> None:
     assert rows["engines"] == f"onnxruntime 1.30.0, {RTX} (not for this GPU)"
     card = answer("8.9", "tensorrt-rtx", name="NVIDIA GeForce RTX 4060")
     assert dict(_rows(card))["engines"] == RTX
-    assert fitting(card) == ["rtx-4060"]
+    assert fitting_devices(card) == ["rtx-4060"]
 
 
 def test_a_gpu_that_the_engine_does_not_know_is_refused_before_anything_runs() -> None:

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.measure.io_contract import InputContract, IoContract
 from edgecnn.quantize.canonical import canonical
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import InputContract, IoContract
 from edgecnn.recipe.recipe import QuantizeSpec
 
 SIZE = 224

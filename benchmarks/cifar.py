@@ -19,16 +19,16 @@ import numpy as np
 
 from edgecnn.backends.cpu import read_cpu
 from edgecnn.data import Images, open_images, read_index
-from edgecnn.measure.io_contract import read_contract
 from edgecnn.measure.stats import tango_bounds
 from edgecnn.pipeline import float_model
 from edgecnn.process import progress
 from edgecnn.quantize import quantize_model
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import read_contract
 from edgecnn.recipe.load import load_device, load_recipe
 from edgecnn.recipe.recipe import QuantizeSpec, ScoreSpec
 from edgecnn.store.stage import Store
-from edgecnn.tasks.score import score_file
+from edgecnn.targets.score import score_file
 
 MODELS = {
     "ResNet-20 published": ("resnet20", "resnet20-12fca82f.th"),

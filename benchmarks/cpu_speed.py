@@ -28,11 +28,11 @@ from cpu_kernels import print_kernels
 
 from edgecnn.backends.cpu import read_cpu
 from edgecnn.data import Images
-from edgecnn.measure.io_contract import InputContract, IoContract
 from edgecnn.measure.stats import p5_speedup, pair_ratio
 from edgecnn.process import progress
 from edgecnn.quantize import quantize_model
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import InputContract, IoContract
 from edgecnn.recipe.load import load_device
 from edgecnn.recipe.recipe import BenchSpec, Normalization, QuantizeSpec
 from edgecnn.targets.target import Target, connect

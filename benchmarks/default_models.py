@@ -19,7 +19,7 @@ import onnx
 from floats import IMAGENET, OPSET, float_model
 from PIL import Image
 
-from edgecnn.measure.io_contract import InputContract, IoContract, OutputContract
+from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import Normalization
 
 SMALL = 320

@@ -30,7 +30,6 @@ from floats import IMAGENET, float_model
 from PIL import Image
 
 from edgecnn.data import Images
-from edgecnn.measure.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.process.progress import track
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate, Tools, first
@@ -38,6 +37,7 @@ from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.placement import Graph, place
 from edgecnn.quantize.sessions import observe, open_session, run_each
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import Normalization, RangeMethod
 
 CLASSIFIERS = ("resnet20", "resnet20-jpeg", "resnet56", "efficientnet-lite0")

@@ -21,7 +21,6 @@ import onnx
 from PIL import Image
 
 from edgecnn import data as data_room
-from edgecnn.measure.io_contract import read_contract
 from edgecnn.measure.stats import tango_bounds
 from edgecnn.pipeline import float_model
 from edgecnn.process import progress
@@ -33,10 +32,11 @@ from edgecnn.quantize.recover.qat import qat
 from edgecnn.quantize.rewrite import serialized
 from edgecnn.quantize.sessions import observe
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import read_contract
 from edgecnn.recipe.load import load_device, load_recipe
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.store.stage import Store
-from edgecnn.tasks.score import score_file
+from edgecnn.targets.score import score_file
 
 
 def decoded(file: Path, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

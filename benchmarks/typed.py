@@ -25,11 +25,11 @@ from PIL import Image
 from zoo_models import SAMPLE
 
 from edgecnn.data import Images
-from edgecnn.measure.io_contract import InputContract, IoContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import model as quantizing
 from edgecnn.quantize import quantize_model
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import InputContract, IoContract
 from edgecnn.recipe.recipe import QuantizeSpec
 
 HERE = Path(__file__).parent

@@ -27,9 +27,9 @@ from PIL import Image
 
 from edgecnn.data import images
 from edgecnn.data.letterbox import Letterbox
-from edgecnn.measure.io_contract import IoContract, read_contract
 from edgecnn.pipeline import build
 from edgecnn.process import progress
+from edgecnn.recipe.io_contract import IoContract, read_contract
 from edgecnn.recipe.load import load_device, load_recipe
 from edgecnn.store.stage import Store
 from edgecnn.targets.target import connect

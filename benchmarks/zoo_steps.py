@@ -34,10 +34,10 @@ def quantize(folder: Path, ranges: str = "auto") -> dict[str, Any]:
     """model.onnx → int8/ by edgecnn in TensorRT's scheme; its typed graph is held to the 10.3 rules."""
     from edgecnn.backends.tensorrt.rules import check
     from edgecnn.data import Images
-    from edgecnn.measure.io_contract import InputContract, IoContract
     from edgecnn.process.errors import EdgeError
     from edgecnn.quantize import model as _  # noqa: F401  # imported here, not on the clock
     from edgecnn.quantize import quantize_model
+    from edgecnn.recipe.io_contract import InputContract, IoContract
     from edgecnn.recipe.load import load_device
     from edgecnn.recipe.recipe import QuantizeSpec
 

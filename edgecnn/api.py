@@ -295,19 +295,3 @@ def bench(
     profile = load_device(device)
     other = Path(baseline) if baseline else None
     return Summary(*benches.bench(Path(model), other, profile, _texts(set), _boards(hosts).of(profile), input))
-
-
-def doctor_findings() -> tuple[list[dict[str, str]], str]:
-    """What is here, what it can serve, and the fixes."""
-    from dataclasses import asdict
-
-    from edgecnn.cli.doctor import examine
-
-    findings = examine()
-    marks = {"ok": "ok     ", "warn": "warning", "missing": "missing"}
-    lines = []
-    for finding in findings:
-        lines.append(f"{marks[finding.state]}  {finding.topic}: {finding.detail}")
-        if finding.fix:
-            lines.append(f"         fix: {finding.fix}")
-    return [asdict(finding) for finding in findings], "\n".join(lines)

@@ -43,14 +43,15 @@ def needs(recipe: Recipe, profile: DeviceProfile, boards: Boards = HERE) -> list
     more = [load_device(name) for name in recipe.compile_for]
     for device in (profile, *more):
         device.require_int8()
-    from edgecnn import data, families
+    from edgecnn import families
     from edgecnn.backends.tensorrt import rtx_gpus, trt
+    from edgecnn.tasks.missing import missing
 
     here = (profile,) if not boards else ()  # a board's own version decides for it
     for device in (*here, *more):
         rtx_gpus.refuse(device.backend, device.capabilities, trt.installed("tensorrt-rtx"))
 
-    found = [Need(*need) for need in data.missing(recipe.data)]
+    found = [Need(*need) for need in missing(recipe.data)]
     models: list[ModelSpec] = [recipe.model, *([recipe.teacher] if recipe.teacher else [])]
     for model in models:
         if model.family == "small":

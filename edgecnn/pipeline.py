@@ -12,9 +12,9 @@ from edgecnn.recipe.recipe import Recipe
 from edgecnn.report import CompiledFor, Report, read_report
 from edgecnn.store.stage import Artifact, Store
 from edgecnn.targets.hosts import HERE
+from edgecnn.targets.score import score_reference
 from edgecnn.targets.target import Target, connect
-from edgecnn.tasks.prepare import prepare
-from edgecnn.tasks.score import score_reference
+from edgecnn.tasks.prepare import prepare, watch
 from edgecnn.training import train
 from edgecnn.verdict.evidence import Evidence
 from edgecnn.verdict.gate import verdict
@@ -22,7 +22,7 @@ from edgecnn.verdict.gate import verdict
 
 def float_model(recipe: Recipe, store: Store) -> tuple[Artifact, Artifact, Artifact]:
     """Labelled images → (data, trained network, float ONNX). Nothing here depends on a device."""
-    data = store.stage("data", prepare, recipe.data, recipe.model.image_size)
+    data = store.stage("data", prepare, recipe.data, recipe.model.image_size, watch(recipe.data))
     check_calibration(recipe.quantize, data)
     teacher = store.stage("teacher", train, recipe.teacher, recipe.data, data, None) if recipe.teacher else None
     model = store.stage("train", train, recipe.student, recipe.data, data, teacher)

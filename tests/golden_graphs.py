@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputContract
+from edgecnn.recipe.io_contract import KEY, InputContract, IoContract, OutputContract
 from edgecnn.store.stage import Artifact
 
 CLASSES = ("red", "green", "blue")

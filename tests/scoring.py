@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecnn.measure.io_contract import IoContract
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.report import Check
 from edgecnn.tasks import load_task

@@ -21,10 +21,10 @@ from edgecnn.agent.monitor import Monitor, busy, conditions, sampler_command
 from edgecnn.agent.power import read_mode, sys_root
 from edgecnn.agent.protocol import Cache, Json, Refusal
 from edgecnn.backends import Runner, load_backend
-from edgecnn.backends.timing_input import feeds, undecided_by
 from edgecnn.measure import bench
 from edgecnn.measure.clocks import read_clocks
 from edgecnn.measure.feeding import Feeding
+from edgecnn.measure.timing_input import feeds, undecided_by
 
 MIN_QUERIES = 1024
 PROFILES = {"quick": 10.0, "mlperf": 600.0}  # seconds at least; MLPerf's single stream wants ten minutes

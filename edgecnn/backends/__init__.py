@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Literal, Protocol
 
-if TYPE_CHECKING:
-    from edgecnn.recipe.device import BackendName
-
+BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Arrays = dict[str, Any]  # tensor name → numpy array
 
 

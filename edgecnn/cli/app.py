@@ -295,10 +295,18 @@ app.command()(bench)
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show what is installed, which devices that serves, and the command that installs the rest."""
-    from edgecnn.api import doctor_findings
+    from dataclasses import asdict
 
-    document, text = doctor_findings()
-    _print(as_json, document, text)
+    from edgecnn.cli.doctor import examine
+
+    findings = examine()
+    marks = {"ok": "ok     ", "warn": "warning", "missing": "missing"}
+    lines = []
+    for finding in findings:
+        lines.append(f"{marks[finding.state]}  {finding.topic}: {finding.detail}")
+        if finding.fix:
+            lines.append(f"         fix: {finding.fix}")
+    _print(as_json, [asdict(finding) for finding in findings], "\n".join(lines))
 
 
 @app.command()

@@ -4,7 +4,6 @@ from edgecnn.data.index import Images, Index, images, labels, read_index
 from edgecnn.data.loading import load_images
 from edgecnn.data.openers import open_images
 from edgecnn.data.pixels import fit_image
-from edgecnn.data.sources import missing
 
 __all__ = [
     "Images",
@@ -13,7 +12,6 @@ __all__ = [
     "images",
     "labels",
     "load_images",
-    "missing",
     "open_images",
     "read_index",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,32 +52,6 @@ def find_source(spec: DataSpec) -> Source:
             return _arrays(spec)
         case "yolo" | "coco" | "voc":
             raise AssertionError(f"{spec.format} has no labels of whole images")
-
-
-def missing(spec: DataSpec) -> list[tuple[str, str, str]]:
-    """(what, where, fix) of everything that a build would look for and not find. Reads no image."""
-    if spec.format == "digits":
-        if importlib.util.find_spec("sklearn") is None:
-            return [("scikit-learn, which holds the digits", "Python packages", "pip install scikit-learn")]
-        return []
-    root = spec.place
-    if not exists(root):
-        what = {"yolo": "the YOLO data file", "coco": "the COCO folder"}.get(spec.format, "data folder")
-        return [(what, str(root), "put the data there, or point to a copy: --set data.root=PATH")]
-    if spec.format == "yolo":
-        from edgecnn.tasks.detect.yolo_yaml import absent
-
-        return absent(spec)
-    if is_regular(root):
-        return []
-    if spec.format == "voc":  # `train` and so on are lists, not folders
-        folders = [root / "Annotations", root / "JPEGImages"]
-        return [("folder of a Pascal VOC dataset", str(f), "set `data.root`") for f in folders if not exists(f)]
-    gaps = []
-    for part, name in spec.declared.items():
-        if not exists(root / name):
-            gaps.append((f"`data.{part}`", str(root / name), f"correct `data.{part}`, or put the data there"))
-    return gaps
 
 
 def class_folders(folder: Path) -> list[str]:

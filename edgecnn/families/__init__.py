@@ -9,15 +9,12 @@ import difflib
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from edgecnn.process.disk import user_path
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import install_command
 from edgecnn.recipe.recipe import FamilyName, ModelSpec
-
-if TYPE_CHECKING:
-    from edgecnn.quantize.candidate import Network
 
 # The distributions that decide what a family's networks learn and answer, beside torch. A stage that makes or runs
 # networks of any family is `@decided_by("torch", *LIBRARIES, …)`, so that another version makes it again.
@@ -50,23 +47,6 @@ class Family(Protocol):
 
     def library_weights(self, name: str) -> tuple[str, ...]:
         """Names of the weights that the family's library knows for a model; empty when it has none."""
-
-    def finetune_quantized(self, out: Path, model: Path, placement: Path, data: Network, teacher: Path) -> None:
-        """Train a float ONNX graph with fake quantization at exactly the edges of a placement, in a child process.
-
-        Args:
-            out: takes finetuned.npz, a candidate as `quantize.checkpoint` writes it, which tells its `epochs` and,
-                `before` and `after` them, [top-1 as a fraction, mean cross-entropy] on select. In `out/resume/` a
-                checkpoint after each epoch, from which a killed run continues.
-            model: the float ONNX graph to train, canonical, with its `edgecnn.io` metadata.
-            placement: a candidate of that graph as `quantize.checkpoint` writes it, which tells its `scheme`.
-            data: the training images, and the settings.
-            teacher: the float ONNX graph whose answers it must keep.
-
-        Raises:
-            EdgeError: an operator that torch can't run here, a loss that is not a number, or no GPU where one is
-                asked for.
-        """
 
 
 def load_family(name: FamilyName) -> Family:

@@ -23,10 +23,10 @@ from torch import nn
 from edgecnn import __version__
 from edgecnn.families.pooling import window
 from edgecnn.families.trained import Deployed, ModelCard, deployed, read_trained
-from edgecnn.measure.io_contract import KEY, InputContract, IoContract
 from edgecnn.process.child import Json, serve
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import current
+from edgecnn.recipe.io_contract import KEY, InputContract, IoContract
 from edgecnn.recipe.recipe import ExportSpec
 
 OPSET = 19  # the first with FP16 Q/DQ, the last that TensorRT 10.3 takes

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional
 
 from edgecnn.families import SMALL_NAMES, refuse_unknown
-from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.weights import check_fits, load_file
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import ModelSpec

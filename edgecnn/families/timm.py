@@ -6,7 +6,6 @@ import timm
 from torch import nn
 
 from edgecnn.families import refuse_unknown, refuse_weights
-from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.weights import check_fits, load_file, not_fetched, start_head
 from edgecnn.recipe.recipe import ModelSpec
 

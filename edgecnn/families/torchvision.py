@@ -9,7 +9,6 @@ import torchvision
 from torch import nn
 
 from edgecnn.families import fetched_file, refuse_unknown, refuse_weights
-from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.pickled import State
 from edgecnn.families.weights import check_fits, fit_state, not_fetched, read_weights
 from edgecnn.process.errors import EdgeError

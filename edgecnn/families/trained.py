@@ -10,7 +10,7 @@ from torch import nn
 
 from edgecnn.families import load_family
 from edgecnn.families.weights import fit_state, read_weights
-from edgecnn.measure.io_contract import OutputContract
+from edgecnn.recipe.io_contract import OutputContract
 from edgecnn.recipe.recipe import FamilyName, ModelSpec, Normalization, TaskName
 from edgecnn.recipe.spec import Spec
 

@@ -20,15 +20,14 @@ from PIL import Image
 from torch import nn
 
 from edgecnn.families import refuse_unknown
-from edgecnn.families.finetune import finetune_quantized as finetune_quantized
 from edgecnn.families.pickled import State
 from edgecnn.families.trained import Deployed
 from edgecnn.families.weights import fit_state, read_weights, start_head
 from edgecnn.families.yolo_files import library_weights as library_weights
 from edgecnn.families.yolo_files import published_file
-from edgecnn.measure.io_contract import OutputContract
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import OutputContract
 from edgecnn.recipe.recipe import ModelSpec
 
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")

@@ -14,8 +14,8 @@ from edgecnn.data.index import Labels
 from edgecnn.data.loading import decoded
 from edgecnn.data.openers import FileImages
 from edgecnn.foreign.budget import HELD, calibrating_spec
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import DataSpec, Promise, QuantizeSpec
 from edgecnn.store.digests import is_regular
 from edgecnn.tasks.detect.annotations import Annotated, in_pixels

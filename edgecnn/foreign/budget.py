@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from edgecnn.data import Images, load_images
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.load import nearest_hint
 from edgecnn.recipe.recipe import MetricName, Promise, QuantizeSpec, RecoverSpec, RungName, ScoreSpec, TaskName
 from edgecnn.report import State

@@ -14,13 +14,13 @@ from edgecnn.families.onnx.detector import as_detector
 from edgecnn.families.onnx.input import contract_of, fixed, free_sides, image_shapes
 from edgecnn.foreign.boxes import labelled_boxes, share_out_boxes
 from edgecnn.foreign.budget import promise_of, recover_of, share_out, verdict_of
-from edgecnn.measure.io_contract import IoContract, fed_inputs
 from edgecnn.needs import check_writable
 from edgecnn.process.disk import replacing
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import current
 from edgecnn.quantize import check_onnx, quantize_model
 from edgecnn.recipe.device import DeviceProfile, kernels
+from edgecnn.recipe.io_contract import IoContract, fed_inputs
 from edgecnn.recipe.load import nearest_hint
 from edgecnn.recipe.recipe import EffortName, QuantizeSpec, RangeMethod, TaskName
 from edgecnn.store.stage import Artifact

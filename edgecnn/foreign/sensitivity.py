@@ -66,7 +66,7 @@ def measure_file(
     written = [out / "sensitivity.json"]
     write_json(written[0], document)
     if importlib.util.find_spec("matplotlib") is not None:
-        from edgecnn.report.sensitivity_plot import save_plot
+        from edgecnn.foreign.sensitivity_plot import save_plot
 
         written.append(out / "sensitivity.png")
         save_plot(written[1], found, f"{model.name} for {profile.name}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecnn.measure.io_contract import IoContract, read_contract
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import IoContract, read_contract
 from edgecnn.recipe.recipe import DataSpec, Promise, QuantizeSpec, Student, SuppressSpec
 from edgecnn.store.stage import Artifact, decided_by
 from edgecnn.tasks import load_task

@@ -17,12 +17,12 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import track
 from edgecnn.quantize.arrays import NamedArrays
 from edgecnn.quantize.histogram import Histogram
 from edgecnn.quantize.sessions import Feeds, expose, open_session, run_each
+from edgecnn.recipe.io_contract import IoContract
 
 _READ = 8  # images read at a time
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 
-from edgecnn.measure.io_contract import fed_inputs
 from edgecnn.process.errors import InternalError
+from edgecnn.recipe.io_contract import fed_inputs
 
 Dims = tuple[int | str, ...]
 

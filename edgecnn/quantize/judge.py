@@ -13,13 +13,13 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import track
 from edgecnn.quantize.calibrate import ImageSource
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.sessions import Feeds, open_session, run, run_each
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.tasks import Drop, Outcomes, Targets, load_task
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.arrays import NamedArrays
@@ -33,6 +32,7 @@ from edgecnn.quantize.typed_check import CLEAN_DB, CLEAN_FLOAT_DB, LEAST, PIXELS
 from edgecnn.quantize.typed_check import IMAGES as TYPED_IMAGES
 from edgecnn.quantize.weights import require_finite
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import Promise, QuantizeSpec
 
 _OBSERVED = 4  # images for shapes and for the extremes of tensors that calibration does not count

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.measure.stats import decibel
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import track
@@ -36,6 +35,7 @@ from edgecnn.quantize.same import require_same
 from edgecnn.quantize.sessions import observe
 from edgecnn.quantize.weights import require_finite
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import QuantizeSpec
 
 ENOUGH = 100  # measured images from which an accuracy says something

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from edgecnn.measure.io_contract import MOST_SIDE
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import MOST_SIDE
 
 MOST_ELEMENTS = 2**28  # of one tensor, for one image: 1 GiB as float32
 _WINDOWS = frozenset({"pads", "kernel_shape", "dilations", "strides", "output_padding"})

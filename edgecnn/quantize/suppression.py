@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.measure.io_contract import KEY, IoContract, OutputContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.ends import Ends
 from edgecnn.quantize.names import Names
 from edgecnn.quantize.rewrite import serialized
+from edgecnn.recipe.io_contract import KEY, IoContract, OutputContract
 from edgecnn.recipe.recipe import SuppressSpec
 
 OUTPUTS = ("num_detections", "detection_boxes", "detection_scores", "detection_classes")

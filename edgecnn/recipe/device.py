@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from edgecnn.backends import BackendName
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.spec import FILE_NAME, Spec
 
-BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -82,25 +81,6 @@ class DataSpec(Spec):
         """`root`, which every format but digits has."""
         assert self.root is not None
         return self.root
-
-    def leaves(self) -> Iterator[tuple[str, object]]:
-        """As every Spec; a table, COCO JSON or data.yaml also yields the images it names: they are part of the data."""
-        yield from super().leaves()
-        if self.format == "yolo":
-            from edgecnn.tasks.detect.yolo import watched
-
-            for number, (name, path) in enumerate(watched(self)):
-                yield f"data.root[{number}]: {name}", path
-        if self.format == "coco":
-            from edgecnn.tasks.detect.coco import outside
-
-            if images := outside(self):
-                yield "data.root: images outside it", images
-        if self.format == "label-table" and self.root is not None and self.root.is_file():
-            from edgecnn.data.tables import table_files
-
-            for name, path in table_files(self.root):
-                yield f"data.root: {name}", path
 
 
 class Normalization(Spec):

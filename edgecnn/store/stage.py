@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -179,6 +179,8 @@ class Store:
             elif isinstance(value, Spec):
                 for leaf, leaf_value in value.leaves():
                     facts[leaf] = self._leaf(leaf_value)
+            elif isinstance(value, Mapping):
+                facts |= {leaf: self._leaf(leaf_value) for leaf, leaf_value in value.items()}
             else:
                 facts[f"input {number}"] = self._leaf(value)
         return facts

@@ -72,8 +72,8 @@ def _time(job: Json) -> Json:
     import numpy as np
 
     from edgecnn.backends.tensorrt.trt import TITLES
-    from edgecnn.backends.timing_input import feeds, undecided_by
     from edgecnn.measure.bench import time_pairs
+    from edgecnn.measure.timing_input import feeds, undecided_by
     from edgecnn.recipe.recipe import BenchSpec
 
     spec = BenchSpec.model_validate(job["spec"])

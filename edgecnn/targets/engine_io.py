@@ -7,8 +7,9 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from edgecnn.backends import BackendName
 from edgecnn.process.errors import EdgeError
-from edgecnn.recipe.device import BackendName, DeviceProfile
+from edgecnn.recipe.device import DeviceProfile
 
 
 @dataclass(frozen=True)

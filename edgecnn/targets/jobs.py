@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgecnn.backends import BackendName
 from edgecnn.measure.bench import PairTimes, conditions, percentiles
 from edgecnn.process.child import run_child
 from edgecnn.process.errors import EdgeError
-from edgecnn.recipe.device import BackendName, DeviceFacts, DeviceProfile
+from edgecnn.recipe.device import DeviceFacts, DeviceProfile
 from edgecnn.recipe.recipe import BenchSpec
 
 CHILD = "edgecnn.targets.child"

@@ -14,7 +14,7 @@ from edgecnn.recipe.recipe import BenchSpec, ScoreSpec
 from edgecnn.store.stage import Artifact
 from edgecnn.targets import engine_io, jobs
 from edgecnn.targets.engine_io import EngineCheck
-from edgecnn.tasks.score import score_file
+from edgecnn.targets.score import score_file
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from edgecnn.backends import BackendName
 from edgecnn.backends.tensorrt import rtx_gpus
 from edgecnn.process.errors import EdgeError
-from edgecnn.recipe.device import BackendName, DeviceProfile
+from edgecnn.recipe.device import DeviceProfile
 from edgecnn.recipe.load import load_device, packed
 from edgecnn.recipe.yaml_file import dump_yaml
 from edgecnn.store.clean import gigabytes

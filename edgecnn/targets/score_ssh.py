@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from edgecnn.agent.files import digest_of
-from edgecnn.measure.io_contract import read_contract
+from edgecnn.backends import BackendName
 from edgecnn.process.errors import EdgeError
-from edgecnn.recipe.device import BackendName
+from edgecnn.recipe.io_contract import read_contract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.targets.engine_io import fixed_batch
 from edgecnn.targets.fleet import Board, Fleet, Json

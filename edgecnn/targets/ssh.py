@@ -20,11 +20,11 @@ from edgecnn.agent.files import digest_of
 from edgecnn.backends.gpu import Gpu
 from edgecnn.backends.tensorrt import rtx_gpus, trt
 from edgecnn.measure.bench import PairTimes, percentiles
-from edgecnn.measure.io_contract import IoContract, read_contract
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import ENGINES, decided_by
 from edgecnn.recipe.device import DeviceFacts, DeviceProfile, Scheme, resolve
+from edgecnn.recipe.io_contract import IoContract, read_contract
 from edgecnn.recipe.recipe import BenchSpec, ScoreSpec
 from edgecnn.store.stage import Artifact
 from edgecnn.targets import engine_io, jobs

@@ -24,7 +24,7 @@ from edgecnn.targets import engine_io, jobs
 from edgecnn.targets.engine_io import EngineCheck
 from edgecnn.targets.hosts import HERE, Boards
 from edgecnn.targets.offline import Offline
-from edgecnn.tasks.score import score_file
+from edgecnn.targets.score import score_file
 
 
 class Target(Protocol):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edgecnn.recipe.tasks import TaskName
 
 if TYPE_CHECKING:
-    from edgecnn.measure.io_contract import IoContract
     from edgecnn.measure.stats import Bounds
+    from edgecnn.recipe.io_contract import IoContract
     from edgecnn.recipe.recipe import DataSpec, ScoreSpec
     from edgecnn.records import SpeedFile
     from edgecnn.report import Check, ClassAccuracy, Figure
@@ -73,6 +73,9 @@ class Task(Protocol):
 
     LEAST_IMAGES: int  # below it the bounds of a paired difference are too coarse for any verdict
     BOUNDS_BY: str  # how a metric's bounds are made
+
+    def watch(self, spec: DataSpec) -> dict[str, object]:
+        """Files that a table, COCO JSON or data.yaml names outside `data.root`, by what a reason calls them."""
 
     def prepare(self, out: Path, spec: DataSpec, image_size: int) -> None:
         """Write the index, pixels and targets of a dataset; see `tasks.prepare`."""

@@ -17,8 +17,8 @@ from edgecnn.backends import ort
 from edgecnn.backends.tensorrt import trt
 from edgecnn.data.index import write_shards
 from edgecnn.measure.feeding import Feeding, batches
-from edgecnn.measure.io_contract import read_contract
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import read_contract
 from edgecnn.recipe.recipe import BenchSpec
 from edgecnn.tasks.detect.detect import candidates as found_by
 

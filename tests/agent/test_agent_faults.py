@@ -21,7 +21,7 @@ from golden_graphs import colours
 
 from edgecnn.agent.protocol import PROTOCOL
 from edgecnn.data.index import write_shards
-from edgecnn.measure.io_contract import read_contract
+from edgecnn.recipe.io_contract import read_contract
 
 ODD = Path(__file__).with_name("odd_engine.py")
 

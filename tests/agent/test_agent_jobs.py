@@ -25,7 +25,7 @@ from edgecnn.backends import ort
 from edgecnn.backends.cpu import cores
 from edgecnn.data.index import write_shards
 from edgecnn.measure.feeding import answered_batches
-from edgecnn.measure.io_contract import read_contract
+from edgecnn.recipe.io_contract import read_contract
 
 
 @pytest.fixture

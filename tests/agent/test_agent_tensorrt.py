@@ -21,8 +21,8 @@ from programs import why_missing
 from edgecnn.agent.answers import read_answers
 from edgecnn.backends import ort
 from edgecnn.data.index import write_shards
-from edgecnn.measure.io_contract import read_contract
 from edgecnn.recipe.device import DeviceFacts
+from edgecnn.recipe.io_contract import read_contract
 from edgecnn.recipe.recipe import BenchSpec
 from edgecnn.targets import jobs
 

@@ -20,7 +20,7 @@ from edgecnn.agent import sampler, timing
 from edgecnn.agent.monitor import Monitor
 from edgecnn.agent.power import find, jetson_commands, read_modes
 from edgecnn.backends import TensorInfo
-from edgecnn.measure.io_contract import read_contract
+from edgecnn.recipe.io_contract import read_contract
 from edgecnn.recipe.recipe import BenchSpec
 
 pytestmark = pytest.mark.slow

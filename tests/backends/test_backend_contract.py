@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from golden_graphs import CONV_INPUT, CONV_OUTPUT, conv_qdq, identity
 
-from edgecnn.backends import Runner, load_backend, openvino
+from edgecnn.backends import BackendName, Runner, load_backend, openvino
 from edgecnn.backends.gpu import list_gpus
 from edgecnn.backends.tensorrt import rtx_gpus, trt
 from edgecnn.process.errors import EdgeError
-from edgecnn.recipe.device import BackendName
 
 Loader = Callable[[Path], Runner]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from golden_graphs import colour_images, colours
 
-from edgecnn.measure.io_contract import read_contract
+from edgecnn.recipe.io_contract import read_contract
 
 SLOW_ENGINES = {"backends.tensorrt.trt": Path(__file__).with_name("slow_trt.py")}
 Json = dict[str, Any]

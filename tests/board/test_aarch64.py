@@ -19,15 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgecnn.backends import ort
 from edgecnn.board.limits import LinkLimits
-from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputContract
 from edgecnn.quantize import quantize_model
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import KEY, InputContract, IoContract, OutputContract
 from edgecnn.recipe.load import load_device
 from edgecnn.recipe.recipe import QuantizeSpec, ScoreSpec
 from edgecnn.store.stage import Artifact
 from edgecnn.targets.hosts import Boards
+from edgecnn.targets.score import score_file
 from edgecnn.targets.ssh import connect_boards
-from edgecnn.tasks.score import score_file
 
 SIZE, IMAGES, CLASSES = 32, 200, tuple("abcdefghij")
 # What x86 kernels without VNNI compute exactly: products of 7-bit weights don't saturate their 16-bit sums.

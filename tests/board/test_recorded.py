@@ -15,8 +15,8 @@ from scoring import score_detector, score_runner
 from edgecnn.agent.answers import candidates, dense, joined, write_answers
 from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.measure.feeding import answered_batches
-from edgecnn.measure.io_contract import IoContract, OutputContract
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import IoContract, OutputContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.targets.recorded import Recorded
 from edgecnn.tasks.detect.boxes import Boxes

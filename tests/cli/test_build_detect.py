@@ -16,7 +16,7 @@ import pytest
 from dots import write_dots
 from PIL import Image
 
-from edgecnn.measure.io_contract import read_contract
+from edgecnn.recipe.io_contract import read_contract
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 if find_spec("ultralytics") is None:

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from edgecnn.cli.app import app
 from edgecnn.cli.init import ask_and_write
-from edgecnn.data import missing, read_index
+from edgecnn.data import read_index
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.load import load_recipe
+from edgecnn.tasks.missing import missing
 from edgecnn.tasks.prepare import prepare
 
 SIDE = 40

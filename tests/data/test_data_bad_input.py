@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecnn.data import missing
 from edgecnn.data.tables import read_table
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.arrays import read_arrays
 from edgecnn.recipe.recipe import DataSpec
+from edgecnn.tasks.missing import missing
 from edgecnn.tasks.prepare import prepare
 
 Arrays = Callable[..., Path]

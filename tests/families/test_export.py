@@ -15,8 +15,8 @@ import onnxruntime  # noqa: E402
 from edgecnn.families.export import export  # noqa: E402
 from edgecnn.families.onnx_graph import Preprocessed, translate, work  # noqa: E402
 from edgecnn.families.trained import WEIGHTS, ModelCard, read_trained, write_state  # noqa: E402
-from edgecnn.measure.io_contract import read_contract  # noqa: E402
 from edgecnn.process.errors import EdgeError  # noqa: E402
+from edgecnn.recipe.io_contract import read_contract  # noqa: E402
 from edgecnn.recipe.recipe import ExportSpec, Normalization  # noqa: E402
 
 pytestmark = pytest.mark.train

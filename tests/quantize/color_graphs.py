@@ -10,10 +10,10 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 from quantize_graphs import Pictures
 
-from edgecnn.measure.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.judge import Selected
 from edgecnn.quantize.placement import Placement
+from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 
 SIZE = 8
 CONTRACT = IoContract(

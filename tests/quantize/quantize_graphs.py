@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edgecnn.measure.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 
 TENSORRT = Scheme(activations="int8-symmetric", islands="float16", placement="tensorrt")
 CPU = Scheme(activations="uint8-asymmetric", bias="int32", placement="onnxruntime")

@@ -12,7 +12,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgecnn.data.index import Images
-from edgecnn.measure.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Tools, first
@@ -21,6 +20,7 @@ from edgecnn.quantize.judge import Selected, SelectJudge
 from edgecnn.quantize.placement import Graph, place
 from edgecnn.quantize.sessions import observe
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.tasks.detect.boxes import Boxes
 

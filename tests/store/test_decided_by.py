@@ -18,7 +18,7 @@ from edgecnn.store.stage import Store
 from edgecnn.targets import offline as target_offline
 from edgecnn.targets import ssh as target_ssh
 from edgecnn.targets import target
-from edgecnn.tasks import score
+from edgecnn.targets.score import score_reference
 from edgecnn.tasks.prepare import prepare
 from edgecnn.training import train
 from edgecnn.verdict import runs
@@ -47,7 +47,7 @@ STAGES: list[tuple[Callable[..., None], tuple[str, ...], tuple[str, ...]]] = [
     (train, ("edgecnn.training",), ("edgecnn.training", "edgecnn.families", "edgecnn.data.pixels")),
     (export, ("edgecnn.families.export",), ("edgecnn.families",)),
     (quantize.quantize, ("edgecnn.quantize",), QUANTIZER),
-    (score.score_reference, SCORING, SCORING),
+    (score_reference, SCORING, SCORING),
     (target.Local.score, SCORING, SCORING),
     (target_offline.Offline.score, SCORING, SCORING),
     (target.LocalGpu.score, ("edgecnn.tasks.detect.coco_eval",), ("edgecnn.tasks.detect.coco_eval",)),
@@ -152,7 +152,7 @@ def test_an_edit_elsewhere_makes_no_stage_again(monkeypatch: pytest.MonkeyPatch,
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.setattr(versions, "__file__", str(copy / "process" / "versions.py"))
-    stages = {"train": train, "quantize": quantize.quantize, "score": score.score_reference}
+    stages = {"train": train, "quantize": quantize.quantize, "score": score_reference}
 
     def keys() -> dict[str, str]:
         versions.code_version.cache_clear()
@@ -213,7 +213,7 @@ def test_no_excuse_outlives_its_reason() -> None:
     ("make", "library"),
     [
         (train, "ultralytics"), (train, "pillow"), (export, "ultralytics"), (quantize.quantize, "scipy"),
-        (score.score_reference, "faster-coco-eval"), (target_ssh.SshTarget.score, "faster-coco-eval"),
+        (score_reference, "faster-coco-eval"), (target_ssh.SshTarget.score, "faster-coco-eval"),
     ],
 )  # fmt: skip
 def test_another_version_is_another_key(tmp_path: Path, make: Callable[..., None], library: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from edgecnn.backends.cpu import read_cpu
 from edgecnn.data.letterbox import Letterbox
-from edgecnn.measure.io_contract import InputContract, IoContract, OutputContract
+from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.tasks.detect.boxes import Boxes
 from edgecnn.tasks.detect.host_latency import CONFIDENCE, MOST, HostTimes

@@ -17,7 +17,7 @@ from edgecnn.backends import openvino
 from edgecnn.backends.cpu import read_cpu
 from edgecnn.backends.gpu import Gpu
 from edgecnn.backends.tensorrt import rtx_gpus, trt
-from edgecnn.backends.timing_input import feeds, undecided_by
+from edgecnn.measure.timing_input import feeds, undecided_by
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import install_command
 from edgecnn.recipe.device import DeviceProfile

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from edgecnn.measure.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import MetricName, ScoreSpec, TaskName
 from edgecnn.recipe.tasks import TASKS, DataFormat, task_of_format, task_of_metric
 from edgecnn.records import ScoreFile

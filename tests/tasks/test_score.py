@@ -17,8 +17,8 @@ from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.store.stage import Artifact
+from edgecnn.targets.score import score_reference
 from edgecnn.tasks.classify.metrics import top1, top5
-from edgecnn.tasks.score import score_reference
 
 
 class Means:

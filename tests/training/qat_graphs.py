@@ -9,13 +9,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgecnn import data as data_room
-from edgecnn.measure.io_contract import KEY, InputContract, IoContract, OutputContract
 from edgecnn.quantize.calibrate import Feeder
 from edgecnn.quantize.candidate import Candidate, Network, Tools, first
 from edgecnn.quantize.canonical import canonical
 from edgecnn.quantize.placement import Graph, place
 from edgecnn.quantize.sessions import observe, open_session
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import KEY, InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import DataSpec, ModelSpec, Normalization, QatSpec, TrainSpec
 
 TENSORRT = Scheme(activations="int8-symmetric", islands="float16", placement="tensorrt")

@@ -20,20 +20,20 @@ import onnx_ir as ir  # noqa: E402
 from qat_graphs import SCHEMES, TENSORRT, X86, contract, simulated, tools_of, write_net  # noqa: E402
 
 from edgecnn import data as data_room  # noqa: E402
-from edgecnn.measure.io_contract import KEY  # noqa: E402
 from edgecnn.process.errors import EdgeError  # noqa: E402
 from edgecnn.quantize import checkpoint  # noqa: E402
 from edgecnn.quantize.candidate import Candidate, Tools  # noqa: E402
 from edgecnn.quantize.ranges import storable_scales  # noqa: E402
 from edgecnn.quantize.recover.qat import qat  # noqa: E402
 from edgecnn.quantize.rewrite import Overrides  # noqa: E402
+from edgecnn.quantize.torch.fake_quant import rounded, storable  # noqa: E402
+from edgecnn.quantize.torch.qat_child import work  # noqa: E402
+from edgecnn.quantize.torch.quantized import Feed, GraphNet  # noqa: E402
 from edgecnn.quantize.weights import IntegerWeight, integer_weight  # noqa: E402
 from edgecnn.recipe.device import Scheme  # noqa: E402
+from edgecnn.recipe.io_contract import KEY  # noqa: E402
 from edgecnn.recipe.recipe import QatSpec, QuantizeSpec  # noqa: E402
 from edgecnn.store.stage import Artifact  # noqa: E402
-from edgecnn.training.fake_quant import rounded, storable  # noqa: E402
-from edgecnn.training.qat_child import work  # noqa: E402
-from edgecnn.training.quantized import Feed, GraphNet  # noqa: E402
 
 pytestmark = pytest.mark.train
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from edgecnn.measure.io_contract import IoContract, OutputContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import current
+from edgecnn.recipe.io_contract import IoContract, OutputContract
 from edgecnn.recipe.load import nearest_hint
 from edgecnn.tasks.detect.decode import Decoder, layout
 

@@ -1,7 +1,7 @@
 """Rung `qat`: the weights, biases and step sizes are trained on, taught by the float model (LSQ, Esser et al. 2020).
 
-Only for a network that was trained here: its training images and its family are known. The training itself is the
-family's, in another process; this room knows only the files that go there and come back.
+Only for a network that was trained here: its training images are known. The training itself is in another process;
+this room knows only the files that go there and come back.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from edgecnn.families import load_family
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import checkpoint
 from edgecnn.quantize.candidate import Candidate, Tools
+from edgecnn.quantize.torch.finetune import finetune_quantized
 
 
 def qat(candidate: Candidate, tools: Tools) -> Candidate:
@@ -23,7 +23,7 @@ def qat(candidate: Candidate, tools: Tools) -> Candidate:
     training continues after its last epoch.
 
     Raises:
-        EdgeError: see `Family.finetune_quantized`; or torch is not installed.
+        EdgeError: see `finetune_quantized`; or torch is not installed.
     """
     network = tools.network
     if network is None:
@@ -37,8 +37,7 @@ def qat(candidate: Candidate, tools: Tools) -> Candidate:
         for name, model in (("float.onnx", candidate.model), ("teacher.onnx", tools.graph.model)):
             (out / name).write_bytes(checkpoint.model_bytes(model))
         checkpoint.write(out / "start.npz", candidate, candidate.model, {"scheme": tools.scheme.model_dump()})
-        family = load_family(network.model.family)
-        family.finetune_quantized(out, out / "float.onnx", out / "start.npz", network, out / "teacher.onnx")
+        finetune_quantized(out, out / "float.onnx", out / "start.npz", network, out / "teacher.onnx")
         found = checkpoint.read(result, candidate.model)
     if found is None:
         raise EdgeError(f"training left no readable `{result}`", "free space on that disk, then quantize again")

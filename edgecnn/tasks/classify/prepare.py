@@ -13,9 +13,16 @@ from edgecnn.data.pixels import channels_of
 from edgecnn.data.prepared import dataset_digest, left_out, say_shared, write_pixels
 from edgecnn.data.sources import Source, find_source
 from edgecnn.data.splits import make_splits
-from edgecnn.data.tables import listed
+from edgecnn.data.tables import listed, table_files
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
+
+
+def watch(spec: DataSpec) -> dict[str, object]:
+    """See `Task.watch`."""
+    if spec.format == "label-table" and spec.root is not None and spec.root.is_file():
+        return {f"data.root: {name}": path for name, path in table_files(spec.root)}
+    return {}
 
 
 def prepare(out: Path, spec: DataSpec, image_size: int) -> None:

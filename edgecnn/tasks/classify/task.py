@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgecnn.data.index import labels as read_labels
 from edgecnn.measure import stats
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.tasks import Arrays, Drop
 from edgecnn.tasks.classify.figures import (
@@ -27,13 +27,13 @@ from edgecnn.tasks.classify.figures import (
 )
 from edgecnn.tasks.classify.metrics import ANSWERS, METRICS, Labels, Logits
 from edgecnn.tasks.classify.outcomes import Classified, discordant, paired_drop
-from edgecnn.tasks.classify.prepare import prepare
+from edgecnn.tasks.classify.prepare import prepare, watch
 from edgecnn.tasks.compared import Compared
 
 __all__ = [
     "BOUNDS_BY", "LEAST_IMAGES", "bounds", "class_figures", "content", "drop", "drop_text", "figures", "float_note",
     "host_figures", "keep", "kept", "nothing_proved", "paired_figures", "parts", "prepare", "read", "reader",
-    "refuse_useless", "restore", "same_targets", "slim", "take", "targets", "write",
+    "refuse_useless", "restore", "same_targets", "slim", "take", "targets", "watch", "write",
 ]  # fmt: skip
 
 LEAST_IMAGES = 200

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgecnn.data.letterbox import Letterbox
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.tasks.detect.decode import decode
 from edgecnn.tasks.detect.detect import detect

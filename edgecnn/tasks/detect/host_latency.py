@@ -16,7 +16,7 @@ import numpy as np
 from edgecnn.backends.cpu import read_cpu
 from edgecnn.data.letterbox import Letterbox
 from edgecnn.data.pixels import fit_image
-from edgecnn.measure.io_contract import IoContract
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.tasks.detect.boxes import Boxes
 from edgecnn.tasks.detect.detect import detect

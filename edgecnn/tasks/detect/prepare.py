@@ -39,6 +39,15 @@ def annotated(spec: DataSpec) -> tuple[Annotated, str]:
             raise AssertionError(f"{spec.format} has no boxes")
 
 
+def watch(spec: DataSpec) -> dict[str, object]:
+    """See `Task.watch`."""
+    if spec.format == "yolo":
+        return {f"data.root[{number}]: {name}": path for number, (name, path) in enumerate(yolo.watched(spec))}
+    if spec.format == "coco":
+        return {"data.root: images outside it": images} if (images := coco.outside(spec)) else {}
+    return {}
+
+
 def prepare(out: Path, spec: DataSpec, image_size: int) -> None:
     """As `prepare`: index, shards, and boxes.npz of all images, select_boxes.npz, scored_boxes.npz (`Boxes`).
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from edgecnn.data.index import read_index
 from edgecnn.data.letterbox import Letterbox
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.measure.stats import Bounds
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.report.wording import metric_text
 from edgecnn.tasks import Arrays, Drop
@@ -35,12 +35,12 @@ from edgecnn.tasks.detect.figures import (
 )
 from edgecnn.tasks.detect.host_latency import HostTimes
 from edgecnn.tasks.detect.outcomes import Detected
-from edgecnn.tasks.detect.prepare import prepare
+from edgecnn.tasks.detect.prepare import prepare, watch
 
 __all__ = [
     "BOUNDS_BY", "LEAST_IMAGES", "bounds", "class_figures", "content", "drop", "drop_text", "figures", "float_note",
     "host_figures", "keep", "kept", "nothing_proved", "paired_figures", "parts", "prepare", "read", "reader",
-    "refuse_useless", "restore", "same_targets", "slim", "take", "targets", "write",
+    "refuse_useless", "restore", "same_targets", "slim", "take", "targets", "watch", "write",
 ]  # fmt: skip
 
 LEAST_IMAGES = 50  # an image holds many boxes, and mAP moves in small steps

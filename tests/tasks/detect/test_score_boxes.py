@@ -17,8 +17,8 @@ from scoring import score_detector, write_detections
 
 from edgecnn.backends import Arrays, TensorInfo
 from edgecnn.data.letterbox import Letterbox
-from edgecnn.measure.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.process.errors import EdgeError
+from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.tasks.detect.average_precision import map_drop, match
 from edgecnn.tasks.detect.boxes import Boxes

@@ -1,4 +1,4 @@
-"""The child process of quantization-aware training: `python -m edgecnn.training.qat_child JOB.json`."""
+"""The child process of quantization-aware training: `python -m edgecnn.quantize.torch.qat_child JOB.json`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from edgecnn.data import Images, images, read_index
 from edgecnn.families.trained import WEIGHTS
 from edgecnn.families.weights import read_weights
-from edgecnn.measure.io_contract import IoContract, read_contract
 from edgecnn.process import progress
 from edgecnn.process.child import Json, serve
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import checkpoint
 from edgecnn.quantize.candidate import Candidate
+from edgecnn.quantize.torch.quantized import Feed, GraphNet
 from edgecnn.recipe.device import Scheme
+from edgecnn.recipe.io_contract import IoContract, read_contract
 from edgecnn.training.classify import Classify
 from edgecnn.training.distill.teacher import Teacher
 from edgecnn.training.feed import Numbers
 from edgecnn.training.job import QatJob
 from edgecnn.training.loop import evaluate, train_network
-from edgecnn.training.quantized import Feed, GraphNet
 from edgecnn.training.ranks import joined, pick_device
 
 RESULT = "finetuned.npz"
@@ -44,7 +44,7 @@ class Prepared:
 
 
 def work(job_json: Json) -> Json:
-    """Train a candidate's graph and write finetuned.npz; see `Family.finetune_quantized`."""
+    """Train a candidate's graph and write finetuned.npz; see `finetune_quantized`."""
     job = QatJob.model_validate(job_json)
     index = read_index(job.data)
     contract = _contract(job)

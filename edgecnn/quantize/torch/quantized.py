@@ -13,16 +13,16 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from edgecnn.measure.io_contract import IoContract
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.learned.onnx_torch import apply, unmapped
 from edgecnn.quantize.placement import LAYERS, Weight
 from edgecnn.quantize.rewrite import BIAS, Overrides
+from edgecnn.quantize.torch.fake_quant import LearnedBias, LearnedGrids, LearnedWeight, least_steps, rounded
 from edgecnn.quantize.weights import integer_weight, weight_limit
 from edgecnn.recipe.device import Scheme
-from edgecnn.training.fake_quant import LearnedBias, LearnedGrids, LearnedWeight, least_steps, rounded
+from edgecnn.recipe.io_contract import IoContract
 
 _WEIGHT = 1  # the weight's input index of a layer
 

@@ -1,0 +1,1 @@
+"""Quantization-aware training: the graph is trained, not the network that it came from."""

@@ -92,8 +92,8 @@ def _build(
     from edgecnn.targets.target import connect
     from edgecnn.verdict.runs import publish, require_latest
 
-    if until is not None and until not in pipeline.STAGES:
-        raise EdgeError(f"there is no stage `{until}`", f"stages: {', '.join(pipeline.STAGES)}")
+    if until is not None and until not in pipeline.stage_names():
+        raise EdgeError(f"there is no stage `{until}`", f"stages: {', '.join(pipeline.stage_names())}")
     require_latest(folder)
     target = connect(profile, boards)
     check_library_names(loaded, lambda: _rehearsed(loaded, target, cache))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from edgecnn.families.export import export
 from edgecnn.needs import check_calibration
 from edgecnn.process.errors import EdgeError
@@ -31,27 +34,22 @@ def float_model(recipe: Recipe, store: Store) -> tuple[Artifact, Artifact, Artif
 
 
 def int8_model(
-    name: str, recipe: Recipe, target: Target, store: Store, data: Artifact, model: Artifact, plain: Artifact
+    recipe: Recipe, target: Target, store: Store, data: Artifact, model: Artifact, plain: Artifact, *, at: str = ""
 ) -> Artifact:
-    """Float ONNX → INT8 for one device: the quantizer and its recovery ladder."""
+    """Float ONNX → INT8 for one device: the quantizer and its recovery ladder; suppressing where the recipe asks."""
     int8 = store.stage(
-        name, quantize, recipe.quantize, recipe.promise, target.scheme, kernels(target.scheme, target.facts),
+        "quantize" + at, quantize, recipe.quantize, recipe.promise, target.scheme, kernels(target.scheme, target.facts),
         recipe.student, recipe.data, plain, model, data,
     )  # fmt: skip
-    return suppressing(name.replace("quantize", "nms-int8"), recipe, store, int8)
-
-
-def suppressing(name: str, recipe: Recipe, store: Store, model: Artifact) -> Artifact:
-    """The graph as it ships: a detector's with its suppression behind it, where the recipe asks for it."""
-    return store.stage(name, suppress, recipe.suppression, model) if recipe.suppression else model
+    return store.stage("nms-int8" + at, suppress, recipe.suppression, int8) if recipe.suppression else int8
 
 
 def build(recipe: Recipe, target: Target, store: Store) -> tuple[Report, Evidence]:
     """Take one recipe from labelled images to a verdict on one device."""
     data, model, plain = float_model(recipe, store)
-    int8 = int8_model("quantize", recipe, target, store, data, model, plain)
+    int8 = int8_model(recipe, target, store, data, model, plain)
     typed = store.stage("float", typed_float, target.scheme, plain, data)  # FP16-typed for TensorRT
-    floats = suppressing("nms-float", recipe, store, typed)
+    floats = store.stage("nms-float", suppress, recipe.suppression, typed) if recipe.suppression else typed
     base = store.stage("compile-float", target.compile, target.profile, target.facts, floats)
     engine = store.stage("compile-int8", target.compile, target.profile, target.facts, int8)
     reference = store.stage("score-reference", score_reference, recipe.score, plain, data)  # FP32, onnxruntime, here
@@ -66,19 +64,17 @@ def build(recipe: Recipe, target: Target, store: Store) -> tuple[Report, Evidenc
 def compile_beside(recipe: Recipe, name: str, store: Store) -> tuple[CompiledFor, Artifact | None]:
     """Make the INT8 engine of a further device, or check it where it can't be made; no verdict. Failure is a result."""
     profile = load_device(name)
-    name = profile.name  # a device file may have been given by its path
+    name, at = profile.name, f"@{profile.name}"  # a device file may have been given by its path
     data, model, plain = float_model(recipe, store)
     try:
         target = connect(profile, HERE.of(profile))
-        int8 = int8_model(f"quantize@{name}", recipe, target, store, data, model, plain)
-        engine = store.stage(f"compile-int8@{name}", target.compile, target.profile, target.facts, int8)
+        int8 = int8_model(recipe, target, store, data, model, plain, at=at)
+        engine = store.stage("compile-int8" + at, target.compile, target.profile, target.facts, int8)
     except EdgeError as error:
         return CompiledFor.failed(name, str(error)), None
     return CompiledFor.from_engine(engine.path, int8.path), engine
 
 
-# The names that `--until` takes, in the order of the page.
-STAGES = (
-    "data", "teacher", "train", "export", "quantize", "nms-int8", "float", "nms-float", "compile-float", "compile-int8",
-    "score-reference", "score-float", "score-int8", "speed", "verdict",
-)  # fmt: skip
+def stage_names() -> tuple[str, ...]:
+    """The names that `--until` takes, as they stand on this page."""
+    return tuple(dict.fromkeys(re.findall(r'store\.(?:stage|measure)\(\s*"([^"]+)"', Path(__file__).read_text())))

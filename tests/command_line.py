@@ -22,7 +22,11 @@ import pytest
 from edgecnn import cli
 from edgecnn.process import child
 
-TORCH_ROOMS = ("edgecnn.families.", "edgecnn.training.")  # whose children do nothing before torch is imported
+TORCH_ROOMS = (
+    "edgecnn.families.",
+    "edgecnn.training.",
+    "edgecnn.quantize.torch.",
+)  # whose children do nothing before torch is imported
 START_CHILD = child.run_child
 
 

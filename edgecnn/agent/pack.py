@@ -11,16 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-# Modules of edgecnn that need Python 3.10 and, where engines are used, numpy: nothing else. A test holds them to it.
-MODULES = (
-    "__init__", "process.__init__", "process.child", "process.disk", "process.errors", "process.progress",
-    "process.start", "process.versions", "measure.__init__", "measure.bench", "measure.clocks", "measure.feeding",
-    "measure.latency_rule", "measure.stats", "backends.__init__", "backends.cpu", "backends.gpu", "backends.openvino",
-    "backends.ort", "backends.timing_input", "backends.tensorrt.__init__", "backends.tensorrt.cuda_events",
-    "backends.tensorrt.trt", "agent.__init__", "agent.answers", "agent.compiling", "agent.describe", "agent.entry",
-    "agent.files", "agent.guard", "agent.keeper", "agent.life", "agent.lock", "agent.monitor", "agent.power",
-    "agent.protocol", "agent.sampler", "agent.scoring", "agent.sensors", "agent.timing", "agent.worker",
-)  # fmt: skip
+from edgecnn.process.sources import PACKAGE, reached
+
+HOST = ("pack", "boot")  # of this room: what packs, and what becomes the zipapp's `__main__`
 # Polygraphy's CUDA wrapper (Apache-2.0) and what it imports; pure Python, for TensorRT alone.
 POLYGRAPHY = ("common", "cuda", "datatype", "exception", "func", "json", "logger", "mod", "util")
 DATE = (1980, 1, 1, 0, 0, 0)
@@ -34,6 +27,13 @@ class Agent:
     sha256: str
 
 
+@lru_cache(maxsize=1)
+def packed_modules() -> dict[str, Path]:
+    """This room's modules and all that they import. They need Python 3.10 and, where engines are used, numpy."""
+    own = (f"{__package__}.{path.stem}" for path in Path(__file__).parent.glob("*.py") if path.stem not in HOST)
+    return reached(name.removesuffix(".__init__") for name in own)
+
+
 def pack_agent(*, replace: Mapping[str, Path] | None = None) -> Agent:
     """Pack the agent.
 
@@ -45,13 +45,13 @@ def pack_agent(*, replace: Mapping[str, Path] | None = None) -> Agent:
 
 @lru_cache(maxsize=8)
 def _packed(replace: tuple[tuple[str, Path], ...]) -> Agent:
-    package, replaced = Path(__file__).parents[1], dict(replace)
-    if unknown := set(replaced) - set(MODULES):
+    modules, replaced = packed_modules(), {f"edgecnn.{name}": source for name, source in replace}
+    if unknown := replaced.keys() - modules.keys():
         raise ValueError(f"the agent has no modules {sorted(unknown)}")
-    content = {"__main__.py": (package / "agent/boot.py").read_bytes()}
-    for name in MODULES:
-        inside = f"{name.replace('.', '/')}.py"
-        content[f"edgecnn/{inside}"] = replaced.get(name, package / inside).read_bytes()
+    content = {"__main__.py": Path(__file__).with_name("boot.py").read_bytes()}
+    for name, path in modules.items():
+        inside = path.relative_to(PACKAGE.parent).as_posix()
+        content[inside] = replaced.get(name, path).read_bytes()
     content |= dict(_polygraphy())
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from agent_home import AgentHome
 
-from edgecnn.agent.pack import MODULES, pack_agent
+from edgecnn.agent.pack import pack_agent, packed_modules
 from edgecnn.agent.protocol import PROTOCOL
 
 
@@ -86,7 +86,7 @@ def test_the_agent_needs_nothing_but_numpy(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCK_ALL.format(names=sorted(names)))
     pyz = tmp_path / "agent.pyz"
     pyz.write_bytes(pack_agent().data)
-    modules = [f"edgecnn.{name}".removesuffix(".__init__") for name in MODULES]
+    modules = list(packed_modules())
     code = (
         f"import sys; sys.path.insert(0, {str(pyz)!r})\nimport importlib\n"
         f"for name in {modules!r}: assert '.pyz' in importlib.import_module(name).__file__\n"

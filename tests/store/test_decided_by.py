@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 from edgecnn import quantize
 from edgecnn.families.export import export
 from edgecnn.process import versions
+from edgecnn.process.sources import PACKAGE, modules, names_imported, own_imports
 from edgecnn.store.stage import Store
 from edgecnn.targets import offline as target_offline
 from edgecnn.targets import ssh as target_ssh
@@ -23,7 +23,6 @@ from edgecnn.tasks.prepare import prepare
 from edgecnn.training import train
 from edgecnn.verdict import runs
 
-PACKAGE = Path(quantize.__file__).parent.parent
 # (the stage, where its code begins, the rooms in which it goes on). A child process begins where its job's text says.
 QUANTIZER = (
     "edgecnn.quantize",
@@ -71,44 +70,11 @@ DECIDES_NOTHING = {
     ("prepare", "numpy"): "integers, and RandomState, whose stream is fixed",
     ("prepare", "scikit-learn"): "its digits are a file that has never changed",
     ("train", "numpy"): "integers, and RandomState, whose stream is fixed",
-    ("train", "onnx"): "the export's", ("train", "onnx-ir"): "the export's",
     ("export", "pillow"): "the detector's training images", ("export", "numpy"): "moves arrays",
     ("export", "onnxruntime"): "compares answers, and refuses",
     **{(name, "numpy"): "products, sums and orders of a few numbers each" for name in ("score_reference", "score")},
     ("score_reference", "onnx"): "reads the metadata", ("score", "onnx"): "reads the metadata",
 }  # fmt: skip
-
-
-def modules() -> dict[str, Path]:
-    found = {}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
-
-
-class Names(ast.NodeVisitor):
-    """What a module imports, anywhere in it; the modules of the package that a text of its names."""
-
-    def __init__(self) -> None:
-        self.found: set[str] = set()
-
-    def visit_If(self, node: ast.If) -> None:
-        if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
-            self.generic_visit(node)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        self.found.update(alias.name for alias in node.names)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        self.found.update(f"{node.module}.{alias.name}" for alias in node.names)
-
-    def visit_Constant(self, node: ast.Constant) -> None:
-        if isinstance(node.value, str) and node.value in MODULES:
-            self.found.add(node.value)
 
 
 # Rooms that a stage's code reaches and that decide nothing of its result.
@@ -132,11 +98,9 @@ OTHERS = {
 def reached(rooms: tuple[str, ...]) -> set[str]:
     """The rooms that these import from, anywhere in them."""
     found = set()
-    for module, path in MODULES.items():
+    for module in modules():
         if module.split(".")[1:2] and module.split(".")[1] in rooms:
-            names = Names()
-            names.visit(ast.parse(path.read_text()))
-            found |= {name.split(".")[1] for name in names.found if name.startswith("edgecnn.")}
+            found |= {name.split(".")[1] for name in own_imports(module) if name.startswith("edgecnn.")}
     return {room for room in found if not room.startswith("__")}
 
 
@@ -181,15 +145,9 @@ def imported(begin: tuple[str, ...], rooms: tuple[str, ...]) -> set[str]:
         if module in seen or not any(module == room or module.startswith(f"{room}.") for room in rooms):
             continue
         seen.add(module)
-        names = Names()
-        names.visit(ast.parse(MODULES[module].read_text()))
-        for name in names.found:
-            top = name.split(".")[0]
-            if top == "edgecnn":
-                while name not in MODULES:
-                    name = name.rpartition(".")[0]
-                waiting.append(name)
-            elif top not in sys.stdlib_module_names:
+        waiting += own_imports(module)
+        for top in {name.split(".")[0] for name in names_imported(modules()[module])} - {"edgecnn"}:
+            if top not in sys.stdlib_module_names:
                 libraries.add(DISTRIBUTIONS.get(top, top))
     return libraries
 

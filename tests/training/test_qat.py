@@ -380,7 +380,7 @@ def test_without_torch_the_rung_says_what_to_install(model: Path, digits: Artifa
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     )
     assert done.returncode != 0
-    assert "`family: small` needs `torch`, which is not installed" in done.stderr
+    assert "the rung `qat` needs `torch`, which is not installed" in done.stderr
 
 
 def test_the_recipe_refuses_zero_epochs() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecnn.process.child import run_child
+from edgecnn.process.errors import EdgeError
+from edgecnn.process.versions import install_command
 
 if TYPE_CHECKING:
     from edgecnn.quantize.candidate import Network
@@ -24,9 +27,11 @@ def finetune_quantized(out: Path, model: Path, placement: Path, data: Network, t
         teacher: the float ONNX graph whose answers it must keep.
 
     Raises:
-        EdgeError: an operator that torch can't run here, a loss that is not a number, or no GPU where one is asked
-            for.
+        EdgeError: torch is not installed, an operator that it can't run here, a loss that is not a number, or no GPU
+            where one is asked for.
     """
+    if find_spec("torch") is None:
+        raise EdgeError("the rung `qat` needs `torch`, which is not installed", install_command("train"))
     scratch = out / "resume"
     scratch.mkdir(parents=True, exist_ok=True)
     job = {

@@ -18,7 +18,7 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import DataSpec
 from edgecnn.store.stage import Store
 from edgecnn.tasks.detect.boxes import read_boxes
-from edgecnn.tasks.prepare import prepare
+from edgecnn.tasks.prepare import prepare, watch
 
 COCO_SHAPES: dict[str, Callable[[dict[str, Any]], object]] = {
     "category without name": lambda c: c["categories"][0].pop("name"),
@@ -102,9 +102,9 @@ def test_every_coco_image_is_part_of_the_key(place: str, tmp_path: Path) -> None
         image = path.parent / "a.png"
     assert len(read_index(prepared(tmp_path / "out", data)).files) == 4
     store = Store(tmp_path / "store")
-    before = store.facts(prepare, (data,))
+    before = store.facts(prepare, (data, SIZE, watch(data)))
     Image.new("RGB", (80, 40)).save(image)
-    assert store.facts(prepare, (data,)) != before
+    assert store.facts(prepare, (data, SIZE, watch(data))) != before
 
 
 @pytest.mark.parametrize("form", FORMATS)

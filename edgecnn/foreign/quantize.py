@@ -15,10 +15,11 @@ from edgecnn.families.onnx.input import contract_of, fixed, free_sides, image_sh
 from edgecnn.foreign.boxes import labelled_boxes, share_out_boxes
 from edgecnn.foreign.budget import promise_of, recover_of, share_out, verdict_of
 from edgecnn.needs import check_writable
+from edgecnn.onnx_file import check_onnx
 from edgecnn.process.disk import replacing
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import current
-from edgecnn.quantize import check_onnx, quantize_model
+from edgecnn.quantize import quantize_model
 from edgecnn.recipe.device import DeviceProfile, kernels
 from edgecnn.recipe.io_contract import IoContract, fed_inputs
 from edgecnn.recipe.load import nearest_hint

@@ -10,10 +10,10 @@ from edgecnn.data import load_images
 from edgecnn.families.onnx.input import contract_of
 from edgecnn.foreign.quantize import feeds_of
 from edgecnn.needs import check_writable
+from edgecnn.onnx_file import check_onnx
 from edgecnn.process.disk import write_json
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import install_command
-from edgecnn.quantize import check_onnx
 from edgecnn.recipe.load import load_device, nearest_hint
 from edgecnn.recipe.recipe import QuantizeSpec, RangeMethod
 from edgecnn.targets.target import connect

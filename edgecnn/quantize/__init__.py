@@ -29,7 +29,7 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-@decided_by(*LIBRARIES, rooms=("quantize", "tasks", "measure", "data", "training", "families"))
+@decided_by(*LIBRARIES, rooms=("quantize", "onnx_file", "tasks", "measure", "data", "training", "families"))
 def quantize(
     out: Path, spec: QuantizeSpec, promise: Promise, scheme: Scheme, kernels: str, student: Student, images: DataSpec,
     plain: Artifact, trained: Artifact, data: Artifact,
@@ -64,7 +64,7 @@ def quantize(
     )  # fmt: skip
 
 
-@decided_by("onnx", "onnx-ir", "onnxruntime", "numpy", rooms=("quantize", "measure", "data"))
+@decided_by("onnx", "onnx-ir", "onnxruntime", "numpy", rooms=("quantize", "onnx_file", "measure", "data"))
 def typed_float(out: Path, scheme: Scheme, plain: Artifact, data: Artifact) -> None:
     """Stage: what INT8 must beat. model.onnx as exported; with FP16 islands also typed.onnx, the same in FP16.
 
@@ -91,7 +91,7 @@ def exported_contract(model: Path) -> IoContract:
     return contract
 
 
-@decided_by("onnx", "onnx-ir", "numpy", rooms=("quantize", "measure"))
+@decided_by("onnx", "onnx-ir", "numpy", rooms=("quantize", "onnx_file", "measure"))
 def suppress(out: Path, spec: SuppressSpec, model: Artifact) -> None:
     """Stage: a detector's graphs, float or INT8, with suppression as their last step; quantize.json beside them.
 
@@ -142,26 +142,3 @@ def quantize_model(
         out, spec, scheme, model, images, contract, promise=promise or Promise(), selected=selected, held=held,
         kernels=kernels, network=network, folder=folder or out / "resume",
     )  # fmt: skip
-
-
-def check_onnx(path: Path) -> None:
-    """Refuse a file that the quantizer cannot take.
-
-    Raises:
-        EdgeError: not readable; external data missing; opset of ai.onnx outside 11..23; fails the onnx checker; already
-            quantized; an input or a tensor of dynamic rank.
-    """
-    from edgecnn.quantize.check import check_onnx as check
-
-    check(path)
-
-
-def check_readable(path: Path) -> None:
-    """Refuse a damaged or hostile ONNX file, whatever it is for.
-
-    Raises:
-        EdgeError: not readable; its tensors or its wiring are not what they say; no input of a known rank.
-    """
-    from edgecnn.quantize.check import check_readable as check
-
-    check(path)

@@ -14,10 +14,10 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from edgecnn.onnx_file.check import SMALL, inferred_values, load_checked
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError, InternalError
 from edgecnn.quantize.branches import take_branches
-from edgecnn.quantize.check import SMALL, inferred_values, load_checked
 from edgecnn.quantize.constants import add_initializer, constant
 from edgecnn.quantize.fold_layers import fold_layers, in_training
 from edgecnn.quantize.fold_weights import fold_weights

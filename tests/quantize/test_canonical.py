@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 from quantize_graphs import Net, residual_net
 
+from edgecnn.onnx_file import check_onnx
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize import check_onnx
 from edgecnn.quantize.canonical import canonical, opset
 from edgecnn.quantize.sessions import open_session, run
 

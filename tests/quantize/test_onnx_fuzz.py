@@ -15,9 +15,9 @@ from foreign_zoo import FLOAT, ZOO, Foreign, N, branches
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_mutations import mutated_bytes, mutated_model
 
+from edgecnn.onnx_file.check import check_onnx
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.check import check_onnx
 
 BASES = ("open If", "Loop", "sequence", "computed reshape", "function", "group norm 21", "bias (1, N)", "empty inputs")
 CASES = 320

@@ -25,6 +25,7 @@ from edgecnn.verdict import runs
 
 # (the stage, where its code begins, the rooms in which it goes on). A child process begins where its job's text says.
 QUANTIZER = (
+    "edgecnn.onnx_file",
     "edgecnn.quantize",
     "edgecnn.training",
     "edgecnn.families",
@@ -82,7 +83,7 @@ NEUTRAL = {
     "process": "starts children and writes files", "store": "keeps what is made",
     "recipe": "its values are the stage's inputs", "records": "the form of files: who writes them decides",
     "needs": "refuses", "report": "shows", "verdict": "judges what was made", "families": "names libraries",
-    "quantize": "checks a user's file, and refuses",
+    "quantize": "what a training child makes of a graph", "onnx_file": "checks a user's file, and refuses",
 }  # fmt: skip
 
 

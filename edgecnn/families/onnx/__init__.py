@@ -8,8 +8,8 @@ from pathlib import Path
 from edgecnn.data.index import Index, read_index
 from edgecnn.families.onnx.detector import as_detector
 from edgecnn.families.onnx.input import contract_of, fixed, image_shapes
+from edgecnn.onnx_file import check_onnx
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize import check_onnx
 from edgecnn.recipe.io_contract import KEY, IoContract, OutputContract
 from edgecnn.recipe.recipe import DataSpec, ModelSpec
 

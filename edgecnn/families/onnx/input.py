@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from edgecnn.onnx_file import check_readable
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize import check_readable
 from edgecnn.recipe.io_contract import MOST_SIDE, InputContract, IoContract, OutputContract, fed_inputs, read_contract
 from edgecnn.recipe.load import nearest_hint
 from edgecnn.recipe.recipe import Normalization

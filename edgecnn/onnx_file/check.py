@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 import onnx.numpy_helper
 
+from edgecnn.onnx_file.stored import check_sizes, check_tensors, check_windows
+from edgecnn.onnx_file.wiring import check_wiring
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.stored import check_sizes, check_tensors, check_windows
-from edgecnn.quantize.wiring import check_wiring
 from edgecnn.recipe.io_contract import fed_inputs
 
 LOWEST_OPSET, HIGHEST_OPSET = 11, 23

@@ -56,11 +56,15 @@ def own_imports(name: str) -> set[str]:
 
 
 def reached(start: Iterable[str]) -> dict[str, Path]:
-    """These modules and all that they import in turn, with the packages they are in: what can run without the rest."""
+    """These modules and all that they import in turn, with the packages they are in: what can run without the rest.
+
+    What the package itself offers is imported only when it is asked for, and isn't followed.
+    """
     waiting, found = list(start), dict[str, Path]()
     while waiting:
         name = waiting.pop()
         if name and name not in found:
             found[name] = modules()[name]
-            waiting += [name.rpartition(".")[0], *own_imports(name)]
+            if name != PACKAGE.name:
+                waiting += [name.rpartition(".")[0], *own_imports(name)]
     return found

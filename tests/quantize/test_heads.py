@@ -195,7 +195,7 @@ def test_yolox_nano(packs: Path) -> None:
 @pytest.mark.slow
 def test_yolov8n(packs: Path, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ultralytics")
-    monkeypatch.syspath_prepend(str(repo / "tests" / "bench"))
+    monkeypatch.syspath_prepend(str(repo / "benchmarks"))
     from floats import float_model
 
     float_model("yolov8n", packs, tmp_path / "m.onnx")

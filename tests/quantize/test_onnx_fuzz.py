@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +27,8 @@ CASES = 320
 def test_mutated_files_are_refused_or_taken() -> None:
     """In a process of its own, whose memory is limited: onnx and onnxruntime are C++."""
     command = [sys.executable, __file__, str(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     taken, refused = (int(word) for word in done.stdout.split()[-2:])
     assert taken + refused == CASES

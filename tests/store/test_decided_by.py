@@ -71,6 +71,7 @@ DECIDES_NOTHING = {
     ("prepare", "numpy"): "integers, and RandomState, whose stream is fixed",
     ("prepare", "scikit-learn"): "its digits are a file that has never changed",
     ("train", "numpy"): "integers, and RandomState, whose stream is fixed",
+    ("train", "onnx"): "reads a user's file",
     ("export", "pillow"): "the detector's training images", ("export", "numpy"): "moves arrays",
     ("export", "onnxruntime"): "compares answers, and refuses",
     **{(name, "numpy"): "products, sums and orders of a few numbers each" for name in ("score_reference", "score")},
@@ -83,7 +84,7 @@ NEUTRAL = {
     "process": "starts children and writes files", "store": "keeps what is made",
     "recipe": "its values are the stage's inputs", "records": "the form of files: who writes them decides",
     "needs": "refuses", "report": "shows", "verdict": "judges what was made", "families": "names libraries",
-    "quantize": "what a training child makes of a graph", "onnx_file": "checks a user's file, and refuses",
+    "quantize": "takes the suppression off a graph", "onnx_file": "checks a user's file, and refuses",
 }  # fmt: skip
 
 
@@ -91,7 +92,7 @@ NEUTRAL = {
 OTHERS = {
     "prepare": {"measure": "scores", "backends": "scores", "targets": "scores"},
     "train": {"measure": "exports", "backends": "scores", "targets": "scores"},
-    "export": {"data": "takes a user's file: the train stage", "tasks": "the same", "training": "fine-tuning"},
+    "export": {"data": "takes a user's file: the train stage", "tasks": "the same", "backends": "names of backends"},
     "quantize": {"backends": "scores", "targets": "scores"},
 }
 

@@ -108,6 +108,9 @@ def test_commands(desk: Desk) -> None:
 def test_tutorials(desk: Desk) -> None:
     for page in TUTORIALS:
         assert run_page(page, desk) >= 4, page_name(page)
+    for block in blocks(REPO / "docs/reference/api.md", "python"):
+        done = run(f"python -c {shlex.quote(block.text)}", desk)
+        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.train
@@ -183,6 +186,16 @@ def test_paths_that_the_pages_name_exist(page: Path) -> None:
         assert (REPO / name).exists(), name
     for link in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_names_of_the_api_exist(page: Path) -> None:
+    import edgecnn
+
+    for block in blocks(page, "python"):
+        compile(block.text, page_name(page), "exec")
+        for name in re.findall(r"\bedgecnn\.(\w+)", block.text):
+            assert hasattr(edgecnn, name), name
 
 
 def test_constraints_pin_what_the_project_asks_for() -> None:

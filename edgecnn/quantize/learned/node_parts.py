@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -27,35 +29,11 @@ def bound_of(node: ir.Node, index: int) -> float | None:
 
 def axes_of(node: ir.Node, rank: int) -> list[int]:
     """Axes, of an input since opset 13 or 18, of an attribute before; from 0 on where the rank is known."""
-    listed = [int(n) for n in constant_of(node, 1)] if has(node, 1) else ints_of(node, "axes", [])
+    listed = [int(n) for n in constant_of(node, 1)] if has(node, 1) else list(node.attributes.get_ints("axes", []))
     return [axis % rank if rank else axis for axis in listed]
 
 
-def int_of(node: ir.Node, name: str, default: int) -> int:
-    """An attribute that is a whole number."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else int(attribute.value)
-
-
-def float_of(node: ir.Node, name: str, default: float) -> float:
-    """An attribute that is a number."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else float(attribute.value)
-
-
-def ints_of(node: ir.Node, name: str, default: list[int]) -> list[int]:
-    """An attribute that is a list of whole numbers."""
-    attribute = node.attributes.get(name)
-    return list(default) if attribute is None else [int(n) for n in attribute.value]
-
-
-def text_of(node: ir.Node, name: str, default: str) -> str:
-    """An attribute that is a word."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else str(attribute.value)
-
-
-def even(pads: list[int]) -> bool:
+def even(pads: Sequence[int]) -> bool:
     """Whether padding is the same before and after."""
     half = len(pads) // 2
     return pads[:half] == pads[half:]

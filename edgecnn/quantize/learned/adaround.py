@@ -148,12 +148,13 @@ class _Climb:
         return self.tools.feeder.sample(count), held
 
     def _units(self, block: Block) -> list[Block]:
-        from edgecnn.quantize.learned import blocks, onnx_torch
+        from edgecnn.quantize.learned import blocks
+        from edgecnn.quantize.torch import operators
 
         nodes = {node.name: node for node in self.candidate.model.graph}
-        whole = not blocks.too_many_layers(block) and not any(onnx_torch.unmapped(nodes[name]) for name in block.nodes)
+        whole = not blocks.too_many_layers(block) and not any(operators.unmapped(nodes[name]) for name in block.nodes)
         singles = [unit for unit in blocks.single_layers(block, self.graph)
-                   if not onnx_torch.unmapped(nodes[unit.nodes[0]])]  # fmt: skip
+                   if not operators.unmapped(nodes[unit.nodes[0]])]  # fmt: skip
         if whole and self._by_image(block):
             return [block] if block.layers else []
         return [unit for unit in singles if self._by_image(unit)]

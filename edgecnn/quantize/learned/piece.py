@@ -12,8 +12,8 @@ import torch
 from edgecnn.quantize.candidate import Candidate
 from edgecnn.quantize.canonical import constant
 from edgecnn.quantize.learned.blocks import Block
-from edgecnn.quantize.learned.onnx_torch import apply
 from edgecnn.quantize.ranges import Grid
+from edgecnn.quantize.torch.operators import apply
 from edgecnn.quantize.weights import IntegerWeight
 
 _TINY = 1e-30

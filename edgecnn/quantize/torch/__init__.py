@@ -1,1 +1,1 @@
-"""Quantization-aware training: the graph is trained, not the network that it came from."""
+"""ONNX graphs in torch: the operators, and quantization-aware training of a graph, not of the network it came from."""

@@ -27,7 +27,7 @@ class Answer:
     features: torch.Tensor
 
 
-# A new method is a file and a line here, and its name in `DistillSpec.method`. A detector's is its own trainer's.
+# A new method is a file, a line here and its name in `DistillName`. A detector's (`feature`) is in its own trainer.
 METHODS: dict[str, Callable[[Answer, Answer, DistillSpec], torch.Tensor]] = {
     "logits": lambda student, teacher, spec: softened_divergence(student.logits, teacher.logits, spec.temperature),
     "dist": lambda student, teacher, spec: correlation_loss(student.logits, teacher.logits, spec.temperature),

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from edgecnn.quantize.canonical import constant
-from edgecnn.quantize.learned import onnx_moves
-from edgecnn.quantize.learned.node_parts import axes_of, bound_of, even
+from edgecnn.quantize.torch import moves
+from edgecnn.quantize.torch.node_parts import axes_of, bound_of, even
 
 Unary = Callable[[torch.Tensor], torch.Tensor]
 _PLAIN: dict[str, Unary] = {
@@ -40,7 +40,7 @@ _NORMALIZATIONS = (
 )  # fmt: skip
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 OPERATORS = frozenset({
-    *_PLAIN, *_PAIRS, *_REDUCTIONS, *_LAYERS, *_NORMALIZATIONS, *_POOLS, *onnx_moves.OPERATORS, "Clip", "Concat", "Elu",
+    *_PLAIN, *_PAIRS, *_REDUCTIONS, *_LAYERS, *_NORMALIZATIONS, *_POOLS, *moves.OPERATORS, "Clip", "Concat", "Elu",
     "Gelu", "HardSigmoid", "LeakyRelu", "PRelu", "Softmax",
 })  # fmt: skip
 # How many inputs may be computed, where that is more than one; None: all of them.
@@ -82,7 +82,7 @@ def unmapped(node: ir.Node) -> str:
         case "BatchNormalization" if len(node.outputs) > 1:
             return "BatchNormalization in training"
         case _:
-            return onnx_moves.unmapped(node)
+            return moves.unmapped(node)
     return ""
 
 
@@ -92,8 +92,8 @@ def apply(node: ir.Node, inputs: list[torch.Tensor | None]) -> list[torch.Tensor
     Args:
         inputs: float32 tensors in the node's order, NCHW; None where the node has no input or only its constant counts.
     """
-    if node.op_type in onnx_moves.OPERATORS:
-        return onnx_moves.apply(node, inputs[0])
+    if node.op_type in moves.OPERATORS:
+        return moves.apply(node, inputs[0])
     return [_apply(node, inputs[0], inputs)]
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 import torch
 
 from edgecnn.quantize.canonical import constant
-from edgecnn.quantize.learned.onnx_torch import OPERATORS, apply, unmapped
+from edgecnn.quantize.torch.operators import OPERATORS, apply, unmapped
 
 RNG = np.random.default_rng(0)
 IMAGE = (2, 4, 6, 8)

@@ -1,4 +1,4 @@
-"""The ONNX operators that only move values, as torch functions; see `onnx_torch`."""
+"""The ONNX operators that only move values, as torch functions; see `operators`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from edgecnn.quantize.canonical import constant
-from edgecnn.quantize.learned.node_parts import axes_of, constant_of, has
+from edgecnn.quantize.torch.node_parts import axes_of, constant_of, has
 
 OPERATORS = frozenset({
     "Resize", "Slice", "Split", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Pad", "DepthToSpace",

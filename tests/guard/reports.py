@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import edgecnn
 from evidence_folders import CPU, HERE, climb, evidence, recipe
 from scoring import write_detections
 
@@ -107,9 +105,7 @@ def digits(folder: Path) -> dict[str, Any]:
     save_file(_weights(), str(folder / "weights.safetensors"))
     (folder / "digits.yaml").write_text(DIGITS)
     (folder / "device.yaml").write_text(DEVICE.format(machine=platform.machine()))
-    environment = {**os.environ, "EDGECNN_CACHE": str(folder / "store")}
-    command = [sys.executable, "-m", "edgecnn", "build", "digits.yaml", "--json"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = edgecnn(folder, "build", "digits.yaml", "--json", EDGECNN_CACHE=str(folder / "store"))
     assert done.stdout, done.stderr
     document = timeless(json.loads(done.stdout)["report"])
     document["figures"] = [

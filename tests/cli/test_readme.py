@@ -212,11 +212,20 @@ def test_readme_is_a_page() -> None:
     assert len((REPO / "README.md").read_text().splitlines()) <= 200
 
 
+def test_architecture_names_the_rooms_that_there_are() -> None:
+    table = (REPO / "docs/explanation/architecture.md").read_text().split("## Objects")[0]
+    named = {
+        name for row in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
+    }
+    rooms = [path for path in (REPO / "edgecnn").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert named == {path.name if path.suffix else f"{path.name}/" for path in rooms if not path.name.startswith("__")}
+
+
 def test_picture_shows_the_stages_and_rungs() -> None:
-    from edgecnn.pipeline import STAGES
+    from edgecnn.pipeline import stage_names
 
     drawn = re.findall(r"<text[^>]*>([^<]*)</text>", (REPO / "docs/img/build.svg").read_text())
-    assert [stage for stage in STAGES if stage not in drawn and not stage.startswith("nms-")] == []
+    assert [stage for stage in stage_names() if stage not in drawn and not stage.startswith("nms-")] == []
     rungs = re.findall(r"^\| `(\w+)` \|", (REPO / "docs/explanation/ladder.md").read_text(), re.MULTILINE)
     assert len(rungs) == 7
     assert [rung for rung in rungs if rung not in drawn] == []

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.quantize.canonical import canonical
+from edgecnn.quantize.graph.canonical import canonical
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.io_contract import InputContract, IoContract
 from edgecnn.recipe.recipe import QuantizeSpec
@@ -127,10 +127,10 @@ def ours(model: Path, images: int, ranges: str) -> None:
 
 def our_ranges(model: Path, images: int) -> None:
     """From a prepared graph to an entropy range for every tensor that the TensorRT scheme quantizes."""
-    from edgecnn.quantize.auto import by_method
-    from edgecnn.quantize.calibrate import Feeder, calibrate
-    from edgecnn.quantize.placement import Graph, place
-    from edgecnn.quantize.sessions import observe
+    from edgecnn.quantize.calibration.auto import by_method
+    from edgecnn.quantize.calibration.calibrate import Feeder, calibrate
+    from edgecnn.quantize.graph.sessions import observe
+    from edgecnn.quantize.place.placement import Graph, place
 
     scheme, contract = scheme_and_contract(model)
     float_model = ir.load(model)
@@ -143,7 +143,7 @@ def our_ranges(model: Path, images: int) -> None:
 
 def inference(model: Path, images: int) -> None:
     """Only run the float model, on every core."""
-    from edgecnn.quantize.sessions import open_session, run_each
+    from edgecnn.quantize.graph.sessions import open_session, run_each
 
     pictures = Pictures(model, images)
     name = input_name(model)

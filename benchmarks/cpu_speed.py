@@ -7,7 +7,7 @@ bounds, and by 5th percentiles. In OpenVINO NNCF's INT8 of the same model runs a
 
 EfficientNet-Lite0 and YOLOv8n are trained and calibrated on their packs; ResNet-18 and MobileNetV3-small have random
 weights and images. `--kernels` prints, in place of all that, what onnxruntime's profile says of each kind of kernel,
-the numbers behind `edgecnn.quantize.costs`.
+the numbers behind `edgecnn.quantize.place.costs`.
 """
 
 from __future__ import annotations

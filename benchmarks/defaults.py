@@ -34,9 +34,9 @@ from quantizer_runs import HEADER, HERE, Json, Tool, environment, int8_share
 from edgecnn.backends.openvino import OpenVino
 from edgecnn.backends.tensorrt.rules import check
 from edgecnn.process.versions import code_version
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.placement import Graph, place
-from edgecnn.quantize.sessions import observe, open_session, run_each
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe, open_session, run_each
+from edgecnn.quantize.place.placement import Graph, place
 from edgecnn.recipe.load import load_device
 
 TOOLS = (

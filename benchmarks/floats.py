@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from edgecnn.quantize.canonical import canonical
+from edgecnn.quantize.graph.canonical import canonical
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 WEIGHTS = {

@@ -20,9 +20,9 @@ import numpy as np
 import onnx_ir as ir
 from packs import WORK, BenchModel, bench_model, ladder_tools
 
-from edgecnn.quantize.canonical import canonical, constant
-from edgecnn.quantize.recover.equalize import equalize
-from edgecnn.quantize.sessions import open_session, run_each
+from edgecnn.quantize.graph.canonical import canonical, constant
+from edgecnn.quantize.graph.sessions import open_session, run_each
+from edgecnn.quantize.rungs.equalize import equalize
 from edgecnn.recipe.device import Scheme
 
 TENSORRT = Scheme(activations="int8-symmetric", islands="float16", placement="tensorrt")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgecnn.quantize.steps import Step, better
+from edgecnn.quantize.ladder.steps import Step, better
 from edgecnn.recipe.recipe import RungName
 from edgecnn.tasks import Drop
 from edgecnn.tasks.classify.outcomes import paired_drop

@@ -21,14 +21,14 @@ from packs import WORK, BenchModel, _blob, _kept, bench_model, ladder_tools
 
 from edgecnn.data import Images
 from edgecnn.process import progress
-from edgecnn.quantize.candidate import Candidate, Tools
-from edgecnn.quantize.coverage import coverage
-from edgecnn.quantize.islands import conversions
-from edgecnn.quantize.judge import Selected, SelectJudge
-from edgecnn.quantize.ladder import climb
-from edgecnn.quantize.placement import place
-from edgecnn.quantize.recover.mixed import mixed
-from edgecnn.quantize.rewrite import Overrides
+from edgecnn.quantize.ladder.candidate import Candidate, Tools
+from edgecnn.quantize.ladder.judge import Selected, SelectJudge
+from edgecnn.quantize.ladder.ladder import climb
+from edgecnn.quantize.place.coverage import coverage
+from edgecnn.quantize.place.islands import conversions
+from edgecnn.quantize.place.placement import place
+from edgecnn.quantize.rungs.mixed import mixed
+from edgecnn.quantize.write.rewrite import Overrides
 from edgecnn.recipe.load import load_device
 from edgecnn.tasks import Drop
 from edgecnn.tasks.classify.outcomes import paired_drop

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import packs
 
-from edgecnn.quantize.learned.adaround import adaround
-from edgecnn.quantize.noise_split import only_activations, only_weights
+from edgecnn.quantize.noise.split import only_activations, only_weights
+from edgecnn.quantize.rungs.learned.adaround import adaround
 from edgecnn.recipe.load import load_device
 
 

@@ -16,8 +16,8 @@ from peer_child import peak_mb
 
 from edgecnn import __version__
 from edgecnn.process import progress
-from edgecnn.quantize.ladder import load_rung
-from edgecnn.quantize.rewrite import serialized
+from edgecnn.quantize.ladder.ladder import load_rung
+from edgecnn.quantize.write.rewrite import serialized
 from edgecnn.recipe.load import load_device
 
 DEVICE = "jetson-orin-nano"  # its scheme is TensorRT's

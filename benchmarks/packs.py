@@ -31,11 +31,11 @@ from PIL import Image
 
 from edgecnn.data import Images
 from edgecnn.process.progress import track
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Candidate, Tools, first
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.placement import Graph, place
-from edgecnn.quantize.sessions import observe, open_session, run_each
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe, open_session, run_each
+from edgecnn.quantize.ladder.candidate import Candidate, Tools, first
+from edgecnn.quantize.place.placement import Graph, place
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import Normalization, RangeMethod

@@ -24,13 +24,13 @@ from edgecnn import data as data_room
 from edgecnn.measure.stats import tango_bounds
 from edgecnn.pipeline import float_model
 from edgecnn.process import progress
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Candidate, Network, Tools, first
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.placement import Graph, place
-from edgecnn.quantize.recover.qat import qat
-from edgecnn.quantize.rewrite import serialized
-from edgecnn.quantize.sessions import observe
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe
+from edgecnn.quantize.ladder.candidate import Candidate, Network, Tools, first
+from edgecnn.quantize.place.placement import Graph, place
+from edgecnn.quantize.rungs.qat import qat
+from edgecnn.quantize.write.rewrite import serialized
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.io_contract import read_contract
 from edgecnn.recipe.load import load_device, load_recipe

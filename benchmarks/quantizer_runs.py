@@ -20,9 +20,9 @@ from packs import BenchModel, Outputs
 from edgecnn.backends.tensorrt.rules import check
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import code_version
-from edgecnn.quantize.coverage import macs
-from edgecnn.quantize.placement import LAYERS, Graph
-from edgecnn.quantize.sessions import observe
+from edgecnn.quantize.graph.sessions import observe
+from edgecnn.quantize.place.coverage import macs
+from edgecnn.quantize.place.placement import LAYERS, Graph
 from edgecnn.tasks.detect.detect import Detections
 
 Json = dict[str, Any]

@@ -18,7 +18,7 @@ HEAVY = (
     "torch", "torchvision", "timm", "ultralytics", "tensorrt", "tensorrt_rtx", "polygraphy", "openvino", "ray",
 )  # fmt: skip
 # Whose modules may import them as they are imported; the `__init__` of none may.
-HEAVY_ROOMS = ("families", "training", "quantize.torch", "quantize.learned")
+HEAVY_ROOMS = ("families", "training", "quantize.torch", "quantize.rungs.learned")
 # In every process of the test, children too: an import finds nothing.
 BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"
 IMPORT = """\

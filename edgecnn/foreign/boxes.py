@@ -24,7 +24,7 @@ from edgecnn.tasks.detect.prepare import annotated, require_truth
 from edgecnn.tasks.detect.yolo_yaml import absent
 
 if TYPE_CHECKING:
-    from edgecnn.quantize.judge import Selected
+    from edgecnn.quantize.ladder.judge import Selected
 
 FIX = "correct these labels, or take their images out of the dataset"
 FORMATS = {".yaml": "yolo", ".yml": "yolo", ".json": "coco"}
@@ -84,7 +84,7 @@ def share_out_boxes(
             " to judge the accuracy budget with",
             "lower --images, or give more labelled images",
         )
-    from edgecnn.quantize.judge import Selected
+    from edgecnn.quantize.ladder.judge import Selected
 
     shown, boxes = _read(found, hint, judging, contract)
     require_truth(boxes, "the set that judges", where=found.images[int(judging[0])].where)

@@ -15,7 +15,7 @@ from edgecnn.tasks import Drop, load_task
 from edgecnn.verdict.accuracy_checks import drop_state, images_needed
 
 if TYPE_CHECKING:
-    from edgecnn.quantize.judge import Selected
+    from edgecnn.quantize.ladder.judge import Selected
 
 HELD = 128  # images read beyond those that calibrate, to compare outputs on
 LABELLED = "an image folder with one folder per class, a label table, an .npz with `labels`, or a detector's data.yaml"
@@ -90,7 +90,7 @@ def share_out(
             " to judge the accuracy budget with",
             "lower --images, or give more labelled images",
         )
-    from edgecnn.quantize.judge import Selected
+    from edgecnn.quantize.ladder.judge import Selected
 
     return calibrating, Selected(others, labels[spec.images :]), others
 

@@ -28,7 +28,7 @@ from edgecnn.store.stage import Artifact
 from edgecnn.targets.target import connect
 
 if TYPE_CHECKING:
-    from edgecnn.quantize.arrays import NamedArrays
+    from edgecnn.quantize.calibration.arrays import NamedArrays
 
 
 def quantize_foreign(
@@ -231,7 +231,7 @@ def feeds_of(model: Path, data: Path) -> NamedArrays | None:
     """
     import onnx
 
-    from edgecnn.quantize.arrays import read_arrays
+    from edgecnn.quantize.calibration.arrays import read_arrays
 
     graph = onnx.load(str(model), load_external_data=False).graph
     inputs = [value.name for value in fed_inputs(graph)]

@@ -19,7 +19,7 @@ from edgecnn.recipe.recipe import QuantizeSpec, RangeMethod
 from edgecnn.targets.target import connect
 
 if TYPE_CHECKING:
-    from edgecnn.quantize.sensitivity import Row, Sensitivity
+    from edgecnn.quantize.noise.sensitivity import Row, Sensitivity
 
 SCHEMA_VERSION = 1
 SHOWN = 30  # rows of the table on a terminal; the JSON has all
@@ -37,7 +37,7 @@ def measure_file(
     Raises:
         EdgeError: the model or images are unusable, or the preprocessing is not told.
     """
-    from edgecnn.quantize.sensitivity import sensitivity
+    from edgecnn.quantize.noise.sensitivity import sensitivity
 
     profile = load_device(device)
     profile.require_int8()

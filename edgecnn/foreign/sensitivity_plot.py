@@ -10,7 +10,7 @@ import numpy as np
 from edgecnn.report.drawing import Figure, FigureCanvasAgg, mpl, shorten_name
 
 if TYPE_CHECKING:
-    from edgecnn.quantize.sensitivity import Row, Sensitivity
+    from edgecnn.quantize.noise.sensitivity import Row, Sensitivity
 
 SHOWN = 40  # layers, the most to blame
 WEIGHTS, ACTIVATION, IN_PLACE, INK, GRID = "#0b6e99", "#d1662b", "#8a8f98", "#1d2129", "#dfe2e6"

@@ -16,10 +16,10 @@ from edgecnn.store.stage import Artifact, decided_by
 from edgecnn.tasks import load_task
 
 if TYPE_CHECKING:
-    from edgecnn.quantize.arrays import NamedArrays
-    from edgecnn.quantize.calibrate import ImageSource
-    from edgecnn.quantize.candidate import Network
-    from edgecnn.quantize.judge import Selected
+    from edgecnn.quantize.calibration.arrays import NamedArrays
+    from edgecnn.quantize.calibration.calibrate import ImageSource
+    from edgecnn.quantize.ladder.candidate import Network
+    from edgecnn.quantize.ladder.judge import Selected
 
 __all__ = ["check_onnx", "check_readable", "quantize", "quantize_model", "suppress", "typed_float"]
 
@@ -47,8 +47,8 @@ def quantize(
         EdgeError: see `quantize_model`; or the export has no `edgecnn.io` metadata.
     """
     from edgecnn import data as data_room
-    from edgecnn.quantize.candidate import Network
-    from edgecnn.quantize.judge import Selected
+    from edgecnn.quantize.ladder.candidate import Network
+    from edgecnn.quantize.ladder.judge import Selected
 
     model = plain.path / "model.onnx"
     contract = exported_contract(model)
@@ -98,7 +98,7 @@ def suppress(out: Path, spec: SuppressSpec, model: Artifact) -> None:
     Raises:
         EdgeError: the model's contract has no boxes and scores.
     """
-    from edgecnn.quantize.suppression import suppressed
+    from edgecnn.quantize.write.suppression import suppressed
 
     for name in ("model.onnx", "typed.onnx"):
         if (model.path / name).exists():

@@ -10,27 +10,27 @@ import onnx_ir as ir
 
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.arrays import NamedArrays
-from edgecnn.quantize.calibrate import Feeder, ImageSource
-from edgecnn.quantize.candidate import Judge, Network, Tools, bounds_of
-from edgecnn.quantize.canonical import TYPED_OPSET, canonical, opset, runnable
-from edgecnn.quantize.ends import Ends
-from edgecnn.quantize.judge import Selected, SelectJudge
-from edgecnn.quantize.ladder import Climb, climb
-from edgecnn.quantize.layers import IMAGES as LAYER_IMAGES
-from edgecnn.quantize.layers import layer_errors
-from edgecnn.quantize.magnitudes import magnitudes
-from edgecnn.quantize.outputs import told as told_outputs
-from edgecnn.quantize.placement import Graph, Shapes, place
-from edgecnn.quantize.record import metadata, report
-from edgecnn.quantize.repeats import delivered
-from edgecnn.quantize.rewrite import serialized
-from edgecnn.quantize.same import IMAGES as COMPARED
-from edgecnn.quantize.same import require_same
-from edgecnn.quantize.sessions import observe, open_session, run_each
-from edgecnn.quantize.typed_check import CLEAN_DB, CLEAN_FLOAT_DB, LEAST, PIXELS, Reference, TypedFile, checked
-from edgecnn.quantize.typed_check import IMAGES as TYPED_IMAGES
-from edgecnn.quantize.weights import require_finite
+from edgecnn.quantize.calibration.arrays import NamedArrays
+from edgecnn.quantize.calibration.calibrate import Feeder, ImageSource
+from edgecnn.quantize.calibration.magnitudes import magnitudes
+from edgecnn.quantize.graph.canonical import TYPED_OPSET, canonical, opset, runnable
+from edgecnn.quantize.graph.ends import Ends
+from edgecnn.quantize.graph.same import IMAGES as COMPARED
+from edgecnn.quantize.graph.same import require_same
+from edgecnn.quantize.graph.sessions import observe, open_session, run_each
+from edgecnn.quantize.ladder.candidate import Judge, Network, Tools, bounds_of
+from edgecnn.quantize.ladder.judge import Selected, SelectJudge
+from edgecnn.quantize.ladder.ladder import Climb, climb
+from edgecnn.quantize.ladder.record import metadata, report
+from edgecnn.quantize.noise.layers import IMAGES as LAYER_IMAGES
+from edgecnn.quantize.noise.layers import layer_errors
+from edgecnn.quantize.noise.outputs import told as told_outputs
+from edgecnn.quantize.place.placement import Graph, Shapes, place
+from edgecnn.quantize.write.repeats import delivered
+from edgecnn.quantize.write.rewrite import serialized
+from edgecnn.quantize.write.typed_check import CLEAN_DB, CLEAN_FLOAT_DB, LEAST, PIXELS, Reference, TypedFile, checked
+from edgecnn.quantize.write.typed_check import IMAGES as TYPED_IMAGES
+from edgecnn.quantize.write.weights import require_finite
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.io_contract import IoContract
 from edgecnn.recipe.recipe import Promise, QuantizeSpec

@@ -132,7 +132,7 @@ class Offline:
 
 def _without_plugin(graph: Path, out: Path) -> Path | None:
     """The graph in front of its suppression plugin, in a scratch folder of the stage; None where it has none."""
-    from edgecnn.quantize.suppression import bare
+    from edgecnn.quantize.write.suppression import bare
 
     content = bare(graph)
     if content is None:

@@ -13,7 +13,7 @@ from scoring import score_detector
 
 from edgecnn.backends import ort
 from edgecnn.data.index import Images, write_shards
-from edgecnn.quantize.suppression import suppressed
+from edgecnn.quantize.write.suppression import suppressed
 from edgecnn.recipe.io_contract import KEY, InputContract, IoContract, OutputContract, read_contract
 from edgecnn.recipe.recipe import ScoreSpec, SuppressSpec
 from edgecnn.targets.recorded import Recorded

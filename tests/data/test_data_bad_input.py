@@ -12,7 +12,7 @@ import pytest
 
 from edgecnn.data.tables import read_table
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.arrays import read_arrays
+from edgecnn.quantize.calibration.arrays import read_arrays
 from edgecnn.recipe.recipe import DataSpec
 from edgecnn.tasks.missing import missing
 from edgecnn.tasks.prepare import prepare

@@ -17,7 +17,7 @@ from edgecnn.data.index import Images
 from edgecnn.data.pixels import fit_image
 from edgecnn.families.export import export
 from edgecnn.families.trained import WEIGHTS, ModelCard, write_card, write_state
-from edgecnn.quantize.suppression import suppressed
+from edgecnn.quantize.write.suppression import suppressed
 from edgecnn.recipe.io_contract import read_contract
 from edgecnn.recipe.recipe import ExportSpec, ModelSpec, ScoreSpec, SuppressSpec
 from edgecnn.store.stage import Artifact

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from edgecnn.families.onnx.input import contract_of, free_sides, of_told_size
 from edgecnn.foreign.quantize import quantize_foreign
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.arrays import read_arrays
+from edgecnn.quantize.calibration.arrays import read_arrays
 from edgecnn.recipe.load import load_device
 
 

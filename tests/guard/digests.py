@@ -29,7 +29,7 @@ from exact_graphs import GRAPHS, IMAGES, INEXACT, arrays
 from onnx import numpy_helper
 
 from edgecnn.quantize import exported_contract, quantize_model
-from edgecnn.quantize.arrays import NamedArrays
+from edgecnn.quantize.calibration.arrays import NamedArrays
 from edgecnn.recipe.load import load_device
 from edgecnn.recipe.recipe import QuantizeSpec
 

@@ -12,11 +12,11 @@ import numpy as np
 from color_graphs import CONTRACT, as_ir, color_net, colors
 from quantize_graphs import TENSORRT, Pictures
 
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Candidate, Tools
-from edgecnn.quantize.ladder import Climb, Rung, climb
-from edgecnn.quantize.placement import Graph, Placement, place
-from edgecnn.quantize.sessions import observe
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.sessions import observe
+from edgecnn.quantize.ladder.candidate import Candidate, Tools
+from edgecnn.quantize.ladder.ladder import Climb, Rung, climb
+from edgecnn.quantize.place.placement import Graph, Placement, place
 from edgecnn.recipe.recipe import RungName
 from edgecnn.tasks import Drop
 from edgecnn.tasks.classify.outcomes import paired_drop

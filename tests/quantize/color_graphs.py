@@ -10,9 +10,9 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 from quantize_graphs import Pictures
 
-from edgecnn.quantize.candidate import Candidate
-from edgecnn.quantize.judge import Selected
-from edgecnn.quantize.placement import Placement
+from edgecnn.quantize.ladder.candidate import Candidate
+from edgecnn.quantize.ladder.judge import Selected
+from edgecnn.quantize.place.placement import Placement
 from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 
 SIZE = 8

@@ -9,11 +9,11 @@ import onnx
 import onnx_ir as ir
 from quantize_graphs import TENSORRT, Net, Pictures, contract
 
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Candidate, Tools, first
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.placement import Graph, place
-from edgecnn.quantize.sessions import observe, open_session, run_each
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe, open_session, run_each
+from edgecnn.quantize.ladder.candidate import Candidate, Tools, first
+from edgecnn.quantize.place.placement import Graph, place
 from edgecnn.recipe.device import Scheme
 
 SIZE = 12

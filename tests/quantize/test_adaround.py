@@ -10,20 +10,20 @@ import onnx_ir as ir
 import pytest
 from quantize_graphs import CPU, TENSORRT, Net, Pictures, contract, residual_net
 
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Candidate, Tools, first
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.noise_split import integer_weights, noise_split, sqnr_of
-from edgecnn.quantize.placement import Graph, place
-from edgecnn.quantize.rewrite import serialized
-from edgecnn.quantize.sessions import observe
-from edgecnn.quantize.weights import weight_limit
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe
+from edgecnn.quantize.ladder.candidate import Candidate, Tools, first
+from edgecnn.quantize.noise.split import integer_weights, noise_split, sqnr_of
+from edgecnn.quantize.place.placement import Graph, place
+from edgecnn.quantize.write.rewrite import serialized
+from edgecnn.quantize.write.weights import weight_limit
 from edgecnn.recipe.device import Scheme
 
 pytest.importorskip("torch")
 from edgecnn.process.versions import install_command
-from edgecnn.quantize.learned.adaround import NAME, Settings, adaround
-from edgecnn.quantize.learned.blocks import cut
+from edgecnn.quantize.rungs.learned.adaround import NAME, Settings, adaround
+from edgecnn.quantize.rungs.learned.blocks import cut
 
 FOUR_BITS = TENSORRT.model_copy(update={"weight_bits": 4})
 SHORT = Settings(iterations=120, work=2e9, largest_batch=16)

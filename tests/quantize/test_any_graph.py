@@ -20,9 +20,9 @@ from edgecnn.backends.tensorrt.rules import check
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import quantize_model
-from edgecnn.quantize.arrays import NamedArrays, read_arrays
-from edgecnn.quantize.canonical import canonical, opset
-from edgecnn.quantize.sessions import open_session, run
+from edgecnn.quantize.calibration.arrays import NamedArrays, read_arrays
+from edgecnn.quantize.graph.canonical import canonical, opset
+from edgecnn.quantize.graph.sessions import open_session, run
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.recipe import QuantizeSpec
 from edgecnn.targets import jobs

@@ -10,11 +10,11 @@ import pytest
 from color_graphs import CONTRACT, as_ir, color_net
 from quantize_graphs import CPU, TENSORRT, Pictures
 
-from edgecnn.quantize.auto import Chosen, _best, _shared_out, automatic, by_method, output_decibels
-from edgecnn.quantize.calibrate import Calibration, Feeder, calibrate
-from edgecnn.quantize.placement import Graph, Placement, place
-from edgecnn.quantize.ranges import METHODS
-from edgecnn.quantize.sessions import observe
+from edgecnn.quantize.calibration.auto import Chosen, _best, _shared_out, automatic, by_method, output_decibels
+from edgecnn.quantize.calibration.calibrate import Calibration, Feeder, calibrate
+from edgecnn.quantize.calibration.ranges import METHODS
+from edgecnn.quantize.graph.sessions import observe
+from edgecnn.quantize.place.placement import Graph, Placement, place
 from edgecnn.recipe.device import Scheme
 
 

@@ -14,7 +14,7 @@ from quantize_graphs import ARM, CPU, TENSORRT, Net, Pictures, contract, picture
 from edgecnn.backends.tensorrt.rules import check
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import quantize_model
-from edgecnn.quantize.sessions import open_session, run
+from edgecnn.quantize.graph.sessions import open_session, run
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.recipe import QuantizeSpec
 

@@ -10,10 +10,10 @@ import pytest
 from quantize_graphs import CPU, TENSORRT, Net
 from recovering import SIZE, begun, chain, saved, unseen_db
 
-from edgecnn.quantize.candidate import Candidate, Tools
-from edgecnn.quantize.recover.bias import bias
-from edgecnn.quantize.rewrite import serialized
-from edgecnn.quantize.sessions import expose, open_session, run_each
+from edgecnn.quantize.graph.sessions import expose, open_session, run_each
+from edgecnn.quantize.ladder.candidate import Candidate, Tools
+from edgecnn.quantize.rungs.bias import bias
+from edgecnn.quantize.write.rewrite import serialized
 from edgecnn.recipe.device import Scheme
 
 FOUR_BITS = TENSORRT.model_copy(update={"weight_bits": 4})

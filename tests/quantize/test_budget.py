@@ -21,7 +21,7 @@ from edgecnn.cli.app import app
 from edgecnn.foreign.budget import calibrating_spec, promise_of, recover_of, share_out, verdict_of
 from edgecnn.process.errors import EdgeError
 from edgecnn.quantize import quantize_model
-from edgecnn.quantize.judge import Selected
+from edgecnn.quantize.ladder.judge import Selected
 from edgecnn.recipe.device import DeviceFacts, Scheme, kernels
 from edgecnn.recipe.recipe import Promise, QuantizeSpec, RecoverSpec
 

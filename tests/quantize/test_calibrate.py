@@ -9,8 +9,8 @@ import pytest
 from quantize_graphs import Net, Pictures, contract, pictures, residual_net
 
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.calibrate import Calibration, Feeder, calibrate
-from edgecnn.quantize.canonical import canonical
+from edgecnn.quantize.calibration.calibrate import Calibration, Feeder, calibrate
+from edgecnn.quantize.graph.canonical import canonical
 
 TENSORS = ["image", "stem_relu_out", "flatten_out"]
 

@@ -13,8 +13,8 @@ from quantize_graphs import Net, residual_net
 
 from edgecnn.onnx_file import check_onnx
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.canonical import canonical, opset
-from edgecnn.quantize.sessions import open_session, run
+from edgecnn.quantize.graph.canonical import canonical, opset
+from edgecnn.quantize.graph.sessions import open_session, run
 
 
 def equal(path: Path, *, channels: int = 3, size: int = 8, rtol: float = 1e-4) -> list[str]:

@@ -12,12 +12,12 @@ import pytest
 from quantize_graphs import CPU, TENSORRT, Net
 from recovering import SIZE, begun
 
-from edgecnn.quantize.candidate import Candidate, Tools
-from edgecnn.quantize.canonical import constant
-from edgecnn.quantize.recover.centre import centred
-from edgecnn.quantize.recover.equalize import equalize
-from edgecnn.quantize.rewrite import serialized
-from edgecnn.quantize.sessions import expose, open_session, run_each
+from edgecnn.quantize.graph.canonical import constant
+from edgecnn.quantize.graph.sessions import expose, open_session, run_each
+from edgecnn.quantize.ladder.candidate import Candidate, Tools
+from edgecnn.quantize.rungs.centre import centred
+from edgecnn.quantize.rungs.equalize import equalize
+from edgecnn.quantize.write.rewrite import serialized
 
 
 def net_of(path: Path, *, kernel: int = 1, twice: bool = False, outlet: bool = False, low: float = 0.0) -> Path:

@@ -17,10 +17,10 @@ from climbing import LOST, biased, climbed, in_float, logged_climb, names, place
 from color_graphs import as_ir, hard_net
 
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize import checkpoint
-from edgecnn.quantize.candidate import Candidate, Tools, first
-from edgecnn.quantize.rewrite import Overrides
-from edgecnn.quantize.weights import IntegerWeight
+from edgecnn.quantize.ladder import checkpoint
+from edgecnn.quantize.ladder.candidate import Candidate, Tools, first
+from edgecnn.quantize.write.rewrite import Overrides
+from edgecnn.quantize.write.weights import IntegerWeight
 
 
 def candidate_of(tools: Tools) -> Candidate:

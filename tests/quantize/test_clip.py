@@ -10,8 +10,8 @@ import pytest
 from quantize_graphs import CPU, TENSORRT
 from recovering import begun, chain, saved, unseen_db
 
-from edgecnn.quantize.recover.clip import clip
-from edgecnn.quantize.rewrite import serialized
+from edgecnn.quantize.rungs.clip import clip
+from edgecnn.quantize.write.rewrite import serialized
 from edgecnn.recipe.device import Scheme
 
 

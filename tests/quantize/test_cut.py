@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgecnn.quantize.cut import Choice, Crossing, fastest
+from edgecnn.quantize.place.cut import Choice, Crossing, fastest
 
 
 def chain(convert: float, *costs: tuple[float, float | None]) -> tuple[list[Choice], list[Crossing]]:

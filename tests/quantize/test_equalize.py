@@ -13,18 +13,18 @@ from onnx import TensorProto, helper
 from quantize_graphs import CPU, TENSORRT, Net, residual_net
 from recovering import SIZE, begun, chain, saved, unseen_db
 
-from edgecnn.quantize.candidate import Tools, first
-from edgecnn.quantize.canonical import constant
-from edgecnn.quantize.recover.channels import find
-from edgecnn.quantize.recover.equalize import equalize
-from edgecnn.quantize.recover.links import TOLERANCE, equalized, rescaled
-from edgecnn.quantize.recover.matrix import folded, scaled, unfolded
-from edgecnn.quantize.recover.moments import input_moments
-from edgecnn.quantize.recover.quality import better, split
-from edgecnn.quantize.recover.rounding import compensated, nearest, row_errors
-from edgecnn.quantize.recover.weight_clip import with_searched_weights
-from edgecnn.quantize.rewrite import serialized
-from edgecnn.quantize.sessions import open_session, run_each
+from edgecnn.quantize.graph.canonical import constant
+from edgecnn.quantize.graph.sessions import open_session, run_each
+from edgecnn.quantize.ladder.candidate import Tools, first
+from edgecnn.quantize.ladder.quality import better, split
+from edgecnn.quantize.rungs.channels import find
+from edgecnn.quantize.rungs.equalize import equalize
+from edgecnn.quantize.rungs.links import TOLERANCE, equalized, rescaled
+from edgecnn.quantize.rungs.matrix import folded, scaled, unfolded
+from edgecnn.quantize.rungs.moments import input_moments
+from edgecnn.quantize.rungs.rounding import compensated, nearest, row_errors
+from edgecnn.quantize.rungs.weight_clip import with_searched_weights
+from edgecnn.quantize.write.rewrite import serialized
 
 LINKS = [("one", "two"), ("two", "three")]
 

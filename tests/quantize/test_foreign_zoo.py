@@ -17,11 +17,11 @@ from quantize_graphs import CPU, TENSORRT
 
 from edgecnn.process.errors import EdgeError, InternalError
 from edgecnn.quantize import quantize_model
-from edgecnn.quantize.arrays import NamedArrays
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.ends import Ends
-from edgecnn.quantize.same import require_same
-from edgecnn.quantize.sensitivity import sensitivity
+from edgecnn.quantize.calibration.arrays import NamedArrays
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.ends import Ends
+from edgecnn.quantize.graph.same import require_same
+from edgecnn.quantize.noise.sensitivity import sensitivity
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.recipe import QuantizeSpec
 

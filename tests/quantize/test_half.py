@@ -13,7 +13,7 @@ from quantize_graphs import TENSORRT, Net, contract, pictures
 
 from edgecnn.backends.tensorrt.rules import check
 from edgecnn.quantize import quantize_model
-from edgecnn.quantize.sessions import open_session, run
+from edgecnn.quantize.graph.sessions import open_session, run
 from edgecnn.recipe.recipe import QuantizeSpec
 
 

@@ -11,11 +11,11 @@ import pytest
 from onnx import TensorProto, helper
 from quantize_graphs import CPU, TENSORRT, Net, residual_net
 
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.coverage import coverage
-from edgecnn.quantize.heads import BINS, OUTPUT, head_of
-from edgecnn.quantize.placement import Graph, Placement, place
-from edgecnn.quantize.sessions import observe
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe
+from edgecnn.quantize.place.coverage import coverage
+from edgecnn.quantize.place.heads import BINS, OUTPUT, head_of
+from edgecnn.quantize.place.placement import Graph, Placement, place
 from edgecnn.recipe.device import Scheme
 
 BINS_OF_A_SIDE = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgecnn.quantize.histogram import BINS, Histogram, merged
+from edgecnn.quantize.calibration.histogram import BINS, Histogram, merged
 
 
 def counted(*parts: np.ndarray) -> Histogram:

@@ -14,12 +14,12 @@ from quantize_graphs import CPU, TENSORRT, Pictures
 from edgecnn.families.onnx.input import contract_of
 from edgecnn.measure import stats
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Tools
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.judge import Selected, SelectJudge
-from edgecnn.quantize.placement import Graph
-from edgecnn.quantize.recover.quality import fidelity, split
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.ladder.candidate import Tools
+from edgecnn.quantize.ladder.judge import Selected, SelectJudge
+from edgecnn.quantize.ladder.quality import fidelity, split
+from edgecnn.quantize.place.placement import Graph
 from edgecnn.recipe.recipe import ScoreSpec
 from edgecnn.tasks.classify.outcomes import paired_drop
 
@@ -121,9 +121,9 @@ def test_how_says_who_computes() -> None:
 
 
 def test_the_cpus_own_kernels_judge_a_quantized_graph() -> None:
-    from edgecnn.quantize.candidate import Tools, first
-    from edgecnn.quantize.placement import Graph, place
-    from edgecnn.quantize.sessions import observe
+    from edgecnn.quantize.graph.sessions import observe
+    from edgecnn.quantize.ladder.candidate import Tools, first
+    from edgecnn.quantize.place.placement import Graph, place
 
     model = as_ir(color_net())
     feeder = Feeder(model, CONTRACT, Pictures(colors()[0]), 30)

@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgecnn.data.index import Images
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Tools, first
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.judge import Selected, SelectJudge
-from edgecnn.quantize.placement import Graph, place
-from edgecnn.quantize.sessions import observe
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe
+from edgecnn.quantize.ladder.candidate import Tools, first
+from edgecnn.quantize.ladder.judge import Selected, SelectJudge
+from edgecnn.quantize.place.placement import Graph, place
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.io_contract import InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import ScoreSpec

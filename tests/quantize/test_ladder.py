@@ -17,11 +17,11 @@ from quantize_graphs import CPU, TENSORRT
 from edgecnn.process import progress
 from edgecnn.process.errors import EdgeError, InternalError
 from edgecnn.process.versions import install_command
-from edgecnn.quantize.candidate import Candidate, Drop, Network, Tools
-from edgecnn.quantize.ladder import climb, load_rung
-from edgecnn.quantize.rewrite import Overrides
-from edgecnn.quantize.steps import expected_speed, state_of, support_note
-from edgecnn.quantize.weights import IntegerWeight
+from edgecnn.quantize.ladder.candidate import Candidate, Drop, Network, Tools
+from edgecnn.quantize.ladder.ladder import climb, load_rung
+from edgecnn.quantize.ladder.steps import expected_speed, state_of, support_note
+from edgecnn.quantize.write.rewrite import Overrides
+from edgecnn.quantize.write.weights import IntegerWeight
 from edgecnn.recipe.recipe import EffortName, RungName
 
 QAT_NETWORK = Network(None, None, None, Path("data"), Path("train"), None)  # type: ignore[arg-type]  # only that there is one

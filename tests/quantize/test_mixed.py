@@ -11,15 +11,15 @@ import onnx_ir as ir
 import pytest
 from quantize_graphs import CPU, TENSORRT, Net, contract, pictures, residual_net
 
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Candidate, Drop, Tools, first
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.islands import conversions, islands, without
-from edgecnn.quantize.placement import Graph, place
-from edgecnn.quantize.recover.mixed import mixed
-from edgecnn.quantize.rewrite import Overrides
-from edgecnn.quantize.sessions import expose, observe, open_session, run_each
-from edgecnn.quantize.weights import integer_weight
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import expose, observe, open_session, run_each
+from edgecnn.quantize.ladder.candidate import Candidate, Drop, Tools, first
+from edgecnn.quantize.place.islands import conversions, islands, without
+from edgecnn.quantize.place.placement import Graph, place
+from edgecnn.quantize.rungs.mixed import mixed
+from edgecnn.quantize.write.rewrite import Overrides
+from edgecnn.quantize.write.weights import integer_weight
 from edgecnn.recipe.device import Scheme
 
 COARSE = TENSORRT.model_copy(update={"activation_bits": 5})

@@ -18,7 +18,7 @@ from onnx_mutations import mutated_bytes, mutated_model
 
 from edgecnn.onnx_file.check import check_onnx
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.canonical import canonical
+from edgecnn.quantize.graph.canonical import canonical
 
 BASES = ("open If", "Loop", "sequence", "computed reshape", "function", "group norm 21", "bias (1, N)", "empty inputs")
 CASES = 320

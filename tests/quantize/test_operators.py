@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 pytest.importorskip("torch")
 import torch
 
-from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.graph.canonical import constant
 from edgecnn.quantize.torch.operators import OPERATORS, apply, unmapped
 
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from quantize_graphs import TENSORRT, Net, Pictures, contract, pictures, residua
 from edgecnn.foreign.quantize import quantize_foreign
 from edgecnn.measure import stats
 from edgecnn.quantize import quantize_model
-from edgecnn.quantize.outputs import Told
+from edgecnn.quantize.noise.outputs import Told
 from edgecnn.recipe.load import load_device
 from edgecnn.recipe.recipe import QuantizeSpec
 

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from quantize_graphs import ARM, CPU, TENSORRT, Net, residual_net
 
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.placement import Graph, Placement, place
-from edgecnn.quantize.sessions import observe
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe
+from edgecnn.quantize.place.placement import Graph, Placement, place
 from edgecnn.recipe.device import Scheme
 
 

@@ -9,13 +9,13 @@ import onnx_ir as ir
 import pytest
 from quantize_graphs import ARM, CPU, OPENVINO, TENSORRT, Net, contract, pictures, residual_net
 
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Tools, first
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.coverage import coverage
-from edgecnn.quantize.placement import Graph, Placement, place
-from edgecnn.quantize.repeats import delivered, without_repeats
-from edgecnn.quantize.sessions import observe, open_session, run
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe, open_session, run
+from edgecnn.quantize.ladder.candidate import Tools, first
+from edgecnn.quantize.place.coverage import coverage
+from edgecnn.quantize.place.placement import Graph, Placement, place
+from edgecnn.quantize.write.repeats import delivered, without_repeats
 from edgecnn.recipe.device import DeviceFacts, Scheme, resolve
 
 X86_VNNI = CPU.model_copy(update={"costs": "x86-vnni"})

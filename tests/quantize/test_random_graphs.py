@@ -17,9 +17,9 @@ from random_graphs import Builder, networks
 
 from edgecnn.backends.tensorrt.rules import check
 from edgecnn.quantize import quantize_model
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.placement import Graph, Placement, place
-from edgecnn.quantize.sessions import observe, open_session, run
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe, open_session, run
+from edgecnn.quantize.place.placement import Graph, Placement, place
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.recipe import QuantizeSpec
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from quantize_graphs import ARM, CPU, TENSORRT
 
-from edgecnn.quantize.histogram import BINS, Histogram
-from edgecnn.quantize.ranges import METHODS, activation_grid, choose, storable_scales
+from edgecnn.quantize.calibration.histogram import BINS, Histogram
+from edgecnn.quantize.calibration.ranges import METHODS, activation_grid, choose, storable_scales
 
 
 def counted(values: np.ndarray) -> Histogram:

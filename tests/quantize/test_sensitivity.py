@@ -16,9 +16,9 @@ from quantize_graphs import CPU, TENSORRT, Net, contract, pictures, residual_net
 from edgecnn.foreign.sensitivity import measure_file, table
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import install_command
-from edgecnn.quantize.histogram import Histogram
-from edgecnn.quantize.ranges import Grid
-from edgecnn.quantize.sensitivity import Sensitivity, saturation, sensitivity
+from edgecnn.quantize.calibration.histogram import Histogram
+from edgecnn.quantize.calibration.ranges import Grid
+from edgecnn.quantize.noise.sensitivity import Sensitivity, saturation, sensitivity
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.load import load_device
 from edgecnn.recipe.recipe import QuantizeSpec

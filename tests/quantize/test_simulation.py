@@ -11,15 +11,15 @@ import pytest
 from onnx import helper
 from quantize_graphs import ARM, CPU, TENSORRT, Net, contract, pictures, residual_net
 
-from edgecnn.quantize.auto import signal_and_noise
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.light import apart
-from edgecnn.quantize.placement import Graph, place
-from edgecnn.quantize.ranges import activation_grid
-from edgecnn.quantize.rewrite import rewrite
-from edgecnn.quantize.sessions import observe, open_session, run, run_each
-from edgecnn.quantize.swap import simulations
+from edgecnn.quantize.calibration.auto import signal_and_noise
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.calibration.ranges import activation_grid
+from edgecnn.quantize.calibration.swap import simulations
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.light import apart
+from edgecnn.quantize.graph.sessions import observe, open_session, run, run_each
+from edgecnn.quantize.place.placement import Graph, place
+from edgecnn.quantize.write.rewrite import rewrite
 from edgecnn.recipe.device import Scheme
 
 SIX_BITS = TENSORRT.model_copy(update={"activation_bits": 6})

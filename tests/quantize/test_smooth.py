@@ -9,15 +9,15 @@ import onnx_ir as ir
 from quantize_graphs import CPU, OPENVINO, TENSORRT, Net, contract, pictures, residual_net
 
 from edgecnn.backends.tensorrt.rules import check
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Tools, first
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.placement import Graph, Placement, place
-from edgecnn.quantize.recover.equalize import equalize
-from edgecnn.quantize.recover.quality import better
-from edgecnn.quantize.recover.smooth import smoothed
-from edgecnn.quantize.rewrite import serialized
-from edgecnn.quantize.sessions import observe, open_session
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe, open_session
+from edgecnn.quantize.ladder.candidate import Tools, first
+from edgecnn.quantize.ladder.quality import better
+from edgecnn.quantize.place.placement import Graph, Placement, place
+from edgecnn.quantize.rungs.equalize import equalize
+from edgecnn.quantize.rungs.smooth import smoothed
+from edgecnn.quantize.write.rewrite import serialized
 from edgecnn.recipe.device import Scheme
 
 

@@ -14,7 +14,7 @@ from edgecnn.backends import load_backend
 from edgecnn.backends.tensorrt import rules as trt_rules
 from edgecnn.data.letterbox import Letterbox
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.suppression import OUTPUTS, bare, suppressed
+from edgecnn.quantize.write.suppression import OUTPUTS, bare, suppressed
 from edgecnn.recipe.io_contract import KEY, InputContract, IoContract, OutputContract, read_contract
 from edgecnn.recipe.recipe import ScoreSpec, SuppressSpec
 from edgecnn.tasks.detect.answers import answered

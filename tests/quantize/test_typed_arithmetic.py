@@ -17,14 +17,14 @@ from quantize_graphs import TENSORRT, Net, contract, pictures
 from random_graphs import Builder, networks
 
 from edgecnn.quantize import quantize_model
-from edgecnn.quantize.arrays import NamedArrays
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.closeness import LOST, lost_db, picked
-from edgecnn.quantize.magnitudes import Magnitudes
-from edgecnn.quantize.rounded import rounded
-from edgecnn.quantize.sessions import open_session, run
-from edgecnn.quantize.typed import typed
-from edgecnn.quantize.typed_check import Reference, checked
+from edgecnn.quantize.calibration.arrays import NamedArrays
+from edgecnn.quantize.calibration.magnitudes import Magnitudes
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import open_session, run
+from edgecnn.quantize.noise.closeness import LOST, lost_db, picked
+from edgecnn.quantize.write.rounded import rounded
+from edgecnn.quantize.write.typed import typed
+from edgecnn.quantize.write.typed_check import Reference, checked
 from edgecnn.recipe.recipe import QuantizeSpec
 
 SPEC = QuantizeSpec(images=8, ranges="minmax", recover="off")

@@ -9,11 +9,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgecnn import data as data_room
-from edgecnn.quantize.calibrate import Feeder
-from edgecnn.quantize.candidate import Candidate, Network, Tools, first
-from edgecnn.quantize.canonical import canonical
-from edgecnn.quantize.placement import Graph, place
-from edgecnn.quantize.sessions import observe, open_session
+from edgecnn.quantize.calibration.calibrate import Feeder
+from edgecnn.quantize.graph.canonical import canonical
+from edgecnn.quantize.graph.sessions import observe, open_session
+from edgecnn.quantize.ladder.candidate import Candidate, Network, Tools, first
+from edgecnn.quantize.place.placement import Graph, place
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.io_contract import KEY, InputContract, IoContract, OutputContract
 from edgecnn.recipe.recipe import DataSpec, ModelSpec, Normalization, QatSpec, TrainSpec

@@ -21,15 +21,15 @@ from qat_graphs import SCHEMES, TENSORRT, X86, contract, simulated, tools_of, wr
 
 from edgecnn import data as data_room  # noqa: E402
 from edgecnn.process.errors import EdgeError  # noqa: E402
-from edgecnn.quantize import checkpoint  # noqa: E402
-from edgecnn.quantize.candidate import Candidate, Tools  # noqa: E402
-from edgecnn.quantize.ranges import storable_scales  # noqa: E402
-from edgecnn.quantize.recover.qat import qat  # noqa: E402
-from edgecnn.quantize.rewrite import Overrides  # noqa: E402
+from edgecnn.quantize.calibration.ranges import storable_scales  # noqa: E402
+from edgecnn.quantize.ladder import checkpoint  # noqa: E402
+from edgecnn.quantize.ladder.candidate import Candidate, Tools  # noqa: E402
+from edgecnn.quantize.rungs.qat import qat  # noqa: E402
 from edgecnn.quantize.torch.fake_quant import rounded, storable  # noqa: E402
 from edgecnn.quantize.torch.qat_child import work  # noqa: E402
 from edgecnn.quantize.torch.quantized import Feed, GraphNet  # noqa: E402
-from edgecnn.quantize.weights import IntegerWeight, integer_weight  # noqa: E402
+from edgecnn.quantize.write.rewrite import Overrides  # noqa: E402
+from edgecnn.quantize.write.weights import IntegerWeight, integer_weight  # noqa: E402
 from edgecnn.recipe.device import Scheme  # noqa: E402
 from edgecnn.recipe.io_contract import KEY  # noqa: E402
 from edgecnn.recipe.recipe import QatSpec, QuantizeSpec  # noqa: E402
@@ -312,7 +312,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from qat_graphs import TENSORRT, tools_of
-from edgecnn.quantize.recover.qat import qat
+from edgecnn.quantize.rungs.qat import qat
 qat(*reversed(tools_of(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), TENSORRT, epochs=6, augment="shift")))
 """
 

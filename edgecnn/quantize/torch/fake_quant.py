@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgecnn.quantize.ranges import Grid
-from edgecnn.quantize.weights import LARGEST_BIAS, IntegerWeight
+from edgecnn.quantize.calibration.ranges import Grid
+from edgecnn.quantize.write.weights import LARGEST_BIAS, IntegerWeight
 from edgecnn.recipe.device import Scheme
 
 _LARGEST_HALF = 65504.0

@@ -11,7 +11,7 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import install_command
 
 if TYPE_CHECKING:
-    from edgecnn.quantize.candidate import Network
+    from edgecnn.quantize.ladder.candidate import Network
 
 
 def finetune_quantized(out: Path, model: Path, placement: Path, data: Network, teacher: Path) -> None:

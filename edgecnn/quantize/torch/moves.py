@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
-from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.graph.canonical import constant
 from edgecnn.quantize.torch.node_parts import axes_of, constant_of, has
 
 OPERATORS = frozenset({

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.graph.canonical import constant
 
 
 def has(node: ir.Node, index: int) -> bool:

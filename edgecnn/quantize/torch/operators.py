@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
-from edgecnn.quantize.canonical import constant
+from edgecnn.quantize.graph.canonical import constant
 from edgecnn.quantize.torch import moves
 from edgecnn.quantize.torch.node_parts import axes_of, bound_of, even
 

@@ -15,8 +15,8 @@ from edgecnn.families.weights import read_weights
 from edgecnn.process import progress
 from edgecnn.process.child import Json, serve
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize import checkpoint
-from edgecnn.quantize.candidate import Candidate
+from edgecnn.quantize.ladder import checkpoint
+from edgecnn.quantize.ladder.candidate import Candidate
 from edgecnn.quantize.torch.quantized import Feed, GraphNet
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.io_contract import IoContract, read_contract

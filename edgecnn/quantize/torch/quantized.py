@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from edgecnn.process.errors import EdgeError
-from edgecnn.quantize.candidate import Candidate
-from edgecnn.quantize.canonical import constant
-from edgecnn.quantize.placement import LAYERS, Weight
-from edgecnn.quantize.rewrite import BIAS, Overrides
+from edgecnn.quantize.graph.canonical import constant
+from edgecnn.quantize.ladder.candidate import Candidate
+from edgecnn.quantize.place.placement import LAYERS, Weight
 from edgecnn.quantize.torch.fake_quant import LearnedBias, LearnedGrids, LearnedWeight, least_steps, rounded
 from edgecnn.quantize.torch.operators import apply, unmapped
-from edgecnn.quantize.weights import integer_weight, weight_limit
+from edgecnn.quantize.write.rewrite import BIAS, Overrides
+from edgecnn.quantize.write.weights import integer_weight, weight_limit
 from edgecnn.recipe.device import Scheme
 from edgecnn.recipe.io_contract import IoContract
 

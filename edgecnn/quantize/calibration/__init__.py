@@ -1,0 +1,1 @@
+"""Calibration images into histograms, and histograms into ranges."""

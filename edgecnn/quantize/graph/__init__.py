@@ -1,0 +1,1 @@
+"""The canonical float graph, and what runs it."""

@@ -1,0 +1,1 @@
+"""The delivered graphs: Q/DQ inserted, FP16 typed, suppression behind."""

@@ -1,6 +1,6 @@
 """Float ONNX in, INT8 Q/DQ ONNX out: check · canonical · placement · calibrate · ranges · ladder · rewrite · typed.
 
-Torch is not needed for the first rungs of the ladder; only `learned/` and what trains import it, when climbed.
+Torch is not needed for the first rungs of the ladder; only `rungs/learned/` and `torch/` import it, when climbed.
 """
 
 from __future__ import annotations

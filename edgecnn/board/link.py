@@ -34,11 +34,12 @@ BANNER_BYTES = 1 << 16
 MOST_LINES = 100_000  # of one answer
 HELLO, DATA, END = b"edgecnn-link", b"edgecnn-data ", b"edgecnn-end "
 
+# Beside a beat nothing else may write: words of the shell about it, in pieces, would get into a line of ours.
 # What a put can't write is read all the same, or it would be taken for the next command. dd writes at an offset: two
 # tools that send the same file do each other no harm.
 LOOP = r"""
 umask 077; set -f; R=.cache/edgecnn; L=$LC_ALL; export LC_ALL=C; echo edgecnn-link;
-beat() { while sleep 1; do echo; done; };
+beat() { while sleep 1 2>/dev/null; do echo; done; };
 free() { df -Pk $R/. | { read -r a; read -r a b c k d; echo $k; }; };
 take() { s=$?; cat > /dev/null; return $s; };
 while read -r do a b c; do

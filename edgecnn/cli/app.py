@@ -228,7 +228,7 @@ def report(
 
     folder = resolve_run(run)
     if html + md + junit + as_json > 1:
-        raise EdgeError("choose one of --html, --md, --junit, --json")
+        raise EdgeError("--html, --md, --junit and --json exclude each other", "give one of them")
     files = {"report.html": html, "report.md": md, "junit.xml": junit, "report.json": as_json}
     for name, wanted in files.items():
         if wanted:

@@ -242,4 +242,4 @@ def _opened(path: Path) -> zipfile.ZipFile:
     except DAMAGED as error:
         raise EdgeError(f"`{path}` is not an .npz file: {error}", "write it with numpy.savez") from error
     except OSError as error:
-        raise EdgeError(f"cannot read `{path}`: {error.strerror}") from error
+        raise EdgeError(f"cannot read `{path}`: {error.strerror}", "check the path and its permissions") from error

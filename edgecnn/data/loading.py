@@ -43,7 +43,7 @@ def load_images(
         )
     opener, labels, count = _found(path, "gray" if channels == 1 else "rgb")
     if count == 0:
-        raise EdgeError(f"`{path}` has no images")
+        raise EdgeError(f"`{path}` has no images", "give data with at least one image")
     chosen = np.random.RandomState(seed % 2**32).permutation(count)[:limit]
     return Images((decoded(opener, chosen, size, channels, fit),)), None if labels is None else labels[chosen]
 

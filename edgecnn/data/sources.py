@@ -63,7 +63,7 @@ def class_folders(folder: Path) -> list[str]:
     try:
         names = sorted(entry.name for entry in folder.iterdir() if is_folder(entry) and not entry.name.startswith("."))
     except OSError as error:
-        raise EdgeError(f"cannot read the folder `{folder}`: {error.strerror}") from error
+        raise EdgeError(f"cannot read the folder `{folder}`: {error.strerror}", "check its permissions") from error
     require_utf8(names, f"the name of a class folder of `{folder}`")
     return names
 
@@ -225,7 +225,7 @@ def _array_classes(archive: Archive | Digits, labels: Labels) -> tuple[str, ...]
     if names is not None:
         return names
     if labels.size == 0:
-        raise EdgeError(f"`{archive.name}` has no images")
+        raise EdgeError(f"`{archive.name}` has no images", "write at least one image of each class into it")
     count = int(labels.max()) + 1
     absent = np.setdiff1d(np.arange(count), labels)
     if absent.size:

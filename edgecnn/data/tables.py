@@ -62,7 +62,9 @@ def read_table(path: Path, folder: Path) -> list[Row]:
         reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     except FileNotFoundError as error:
-        raise EdgeError(f"cannot read label table `{path}`: {error.strerror}") from error
+        raise EdgeError(
+            f"cannot read label table `{path}`: {error.strerror}", "check the path and its permissions"
+        ) from error
     except csv.Error as error:
         raise EdgeError(f"label table `{path}` cannot be read: {error}", "save it as UTF-8 text") from error
     file_column, label_column, width = 0, 1, 2

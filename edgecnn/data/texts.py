@@ -47,7 +47,9 @@ def read_text(path: Path, most: int = 2048 * MIB) -> str:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise EdgeError(f"cannot read `{path}`: {getattr(error, 'strerror', None) or error}") from error
+        raise EdgeError(
+            f"cannot read `{path}`: {getattr(error, 'strerror', None) or error}", "check the path and its permissions"
+        ) from error
     return decode_text(content, path)
 
 

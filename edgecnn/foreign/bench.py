@@ -35,7 +35,7 @@ def bench(
 
     for path in (model, *([baseline] if baseline else [])):
         if not path.is_file():
-            raise EdgeError(f"no model or engine `{path}`")
+            raise EdgeError(f"no model or engine `{path}`", "give the path of an ONNX file or of an engine")
     spec, target = bench_spec(sets), connect(profile, boards)
     with tempfile.TemporaryDirectory(prefix="edgecnn-") as scratch:
         first, second = (

@@ -81,7 +81,7 @@ def read_contract(model: Path) -> IoContract | None:
     try:
         loaded = onnx.load(str(model), load_external_data=False)
     except Exception as error:  # protobuf raises its own kinds
-        raise EdgeError(f"`{model}` is not a readable ONNX file: {error}") from error
+        raise EdgeError(f"`{model}` is not a readable ONNX file: {error}", "export the model again") from error
     for prop in loaded.metadata_props:
         if prop.key == KEY:
             try:

@@ -121,7 +121,9 @@ def _override(content: dict[str, Any], text: str) -> None:
         if inner is None:
             inner = content[section] = {}
         if not isinstance(inner, dict):
-            raise EdgeError(f"`--set {text}`: `{section}` is a value, not a section")
+            raise EdgeError(
+                f"`--set {text}`: `{section}` is a value, not a section", "`edgecnn show RECIPE` prints every key"
+            )
         content = inner
     content[last] = parsed
 

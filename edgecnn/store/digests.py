@@ -56,7 +56,9 @@ def walk(folder: Path, *, hidden: bool = True) -> Iterator[Entry]:
         try:
             names = sorted(os.listdir(real))
         except OSError as error:
-            raise EdgeError(f"cannot read the folder `{folder / prefix}`: {error.strerror}") from error
+            raise EdgeError(
+                f"cannot read the folder `{folder / prefix}`: {error.strerror}", "check its permissions"
+            ) from error
         for name in names:
             if name.startswith(".") and not hidden:
                 continue
@@ -145,7 +147,7 @@ class Digests:
         try:
             facts = path.stat()
         except OSError as error:
-            raise EdgeError(f"cannot read `{path}`: {error.strerror}") from error
+            raise EdgeError(f"cannot read `{path}`: {error.strerror}", "check the path and its permissions") from error
         # SQLite takes no text that is not UTF-8: such a path is kept as bytes.
         name = str(path.absolute())
         where = name if name.isprintable() else os.fsencode(name)
@@ -162,7 +164,7 @@ class Digests:
                 while block := file.read(1 << 20):
                     content.update(block)
         except OSError as error:
-            raise EdgeError(f"cannot read `{path}`: {error.strerror}") from error
+            raise EdgeError(f"cannot read `{path}`: {error.strerror}", "check the path and its permissions") from error
         digest = content.hexdigest()
         if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) > RACY_NS:
             with contextlib.suppress(sqlite3.Error):

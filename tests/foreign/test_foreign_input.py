@@ -123,7 +123,7 @@ def test_a_size_to_time_a_file_with(tmp_path: Path) -> None:
     model = of_any_size(tmp_path / "m.onnx")
     with pytest.raises(EdgeError, match="takes any image size at `x`, so you must give one") as refused:
         of_told_size(model, "", tmp_path / "copy")
-    assert refused.value.hint == "as --input size=224"
+    assert refused.value.hint == "for example --input size=224"
     timed = of_told_size(model, "size=24x32", tmp_path / "copy")
     assert timed != model
     assert not free_sides(timed)

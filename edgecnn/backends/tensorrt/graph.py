@@ -70,7 +70,7 @@ def read_graph(path: Path) -> Graph:
         model = onnx.load(str(path))
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # protobuf and onnx raise kinds of their own
-        raise EdgeError(f"`{path}` is not a readable ONNX file: {error}") from error
+        raise EdgeError(f"`{path}` is not a readable ONNX file: {error}", "export the model again") from error
     return Graph(model)
 
 

@@ -96,9 +96,9 @@ def _as_classifier(file: Path, contract: IoContract, index: Index) -> IoContract
         raise EdgeError(f"`{file}` is of task {contract.task}", f"write `task: {contract.task}`, and its kind of data")
     if contract.classes and contract.classes != index.classes:
         raise EdgeError(
-            f"`{file}` answers the classes {', '.join(contract.classes[:5])} …, the data has"
+            f"`{file}` has the classes {', '.join(contract.classes[:5])} …, the data has"
             f" {', '.join(index.classes[:5])} …",
-            "bring the data's classes into the model's order",
+            "put the data's classes into the model's order",
         )
     logits = OutputContract(name=contract.outputs[0].name, meaning="logits")
     count = _logits(file, logits.name)

@@ -68,7 +68,10 @@ def _parse(text: str) -> dict[str, str]:
         elif last in ("mean", "std"):
             values[last] += f",{part}"
         else:
-            raise EdgeError(f"--input: `{part}` is neither key=value nor one of {', '.join(FITS)}")
+            raise EdgeError(
+                f"--input: `{part}` is neither key=value nor one of {', '.join(FITS)}",
+                "for example --input mean=0.5,std=0.5,letterbox",
+            )
     if (layout := values.get("layout", "nchw")).lower() not in ("nchw", "nhwc"):
         raise EdgeError(f"--input: no layout `{layout}`", "write layout=nchw or layout=nhwc")
     return values
@@ -82,9 +85,14 @@ def _numbers(values: dict[str, str], key: str, channels: int) -> tuple[float, ..
         if not all(map(math.isfinite, numbers)):
             raise ValueError(values[key])
     except ValueError:
-        raise EdgeError(f"--input: `{key}={values[key]}` is not a list of numbers") from None
+        raise EdgeError(
+            f"--input: `{key}={values[key]}` is not a list of numbers", "for example --input mean=0.5,std=0.5"
+        ) from None
     if len(numbers) not in (1, channels):
-        raise EdgeError(f"--input: `{key}` has {len(numbers)} numbers, the model's input {channels} channels")
+        raise EdgeError(
+            f"--input: `{key}` has {len(numbers)} numbers, the model's input {channels} channels",
+            "give one number, or one for each channel",
+        )
     return numbers if len(numbers) == channels else numbers * channels
 
 
@@ -95,11 +103,17 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
     inputs = fed_inputs(graph)
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs)
-        raise EdgeError(f"`{model}` has {len(inputs)} inputs ({names}); one image input is needed")
+        raise EdgeError(
+            f"`{model}` has {len(inputs)} inputs ({names}); one image input is needed",
+            "`edgecnn quantize --data feeds.npz` takes one array per input",
+        )
     kind = inputs[0].type.tensor_type
     shape = [dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim]
     if len(shape) != 4:
-        raise EdgeError(f"input `{inputs[0].name}` of `{model}` has {len(shape)} dimensions; an image batch has 4")
+        raise EdgeError(
+            f"input `{inputs[0].name}` of `{model}` has {len(shape)} dimensions; an image batch has 4",
+            "`edgecnn quantize --data feeds.npz` takes one array per input",
+        )
     kinds = onnx.TensorProto
     dtypes = {kinds.UINT8: "uint8", kinds.FLOAT16: "float16", kinds.FLOAT: "float32"}
     if kind.elem_type not in dtypes:
@@ -117,7 +131,10 @@ def _inferred(model: Path, told: dict[str, str]) -> IoContract:
     channels, sides = (shape[1], shape[2:]) if layout == "NCHW" else (shape[3], shape[1:3])
     channels = channels or 3
     if channels not in (1, 3):
-        raise EdgeError(f"input `{inputs[0].name}` of `{model}` has {channels} channels; images have 1 or 3")
+        raise EdgeError(
+            f"input `{inputs[0].name}` of `{model}` has {channels} channels; images have 1 or 3",
+            "`edgecnn quantize --data feeds.npz` takes one array per input",
+        )
     mean, std = _numbers(told, "mean", channels), _numbers(told, "std", channels)
     dtype = dtypes[kind.elem_type]
     if dtype != "uint8" and mean is None and std is None and "range" not in told:
@@ -175,7 +192,7 @@ def _size(told: dict[str, str], sides: list[int | None], model: str) -> tuple[in
     if given is None:
         return (int(sides[0] or 0), int(sides[1] or 0))
     if any(side is not None and side != wish for side, wish in zip(sides, given, strict=True)):
-        raise EdgeError(f"--input size={told['size']}, but `{model}` takes {sides[0]}x{sides[1]}")
+        raise EdgeError(f"--input size={told['size']}, but `{model}` takes {sides[0]}x{sides[1]}", "drop `size`")
     return given
 
 
@@ -292,7 +309,9 @@ def image_shapes(model: Path, size: tuple[int, int] | None, layout: str) -> dict
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in free_sides(model).items():
         if size is None:
-            raise EdgeError(f"`{model}` takes any image size at `{name}`, so you must give one", "as --input size=224")
+            raise EdgeError(
+                f"`{model}` takes any image size at `{name}`, so you must give one", "for example --input size=224"
+            )
         where = layout.lower() or ("nhwc" if len(shape) == 4 and shape[3] in (1, 3) else "nchw")
         if len(shape) != 4 or where not in ("nchw", "nhwc") or shape[1 if where == "nchw" else 3] is None:
             raise EdgeError(

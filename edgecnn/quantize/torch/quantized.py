@@ -110,7 +110,7 @@ class GraphNet(nn.Module):
         self.tensors = {weight.tensor: weight for weight in candidate.placement.weights}
         axes = {(weight.tensor, weight.axis) for weight in candidate.placement.weights}
         if len(axes) != len(self.tensors):
-            raise EdgeError("a weight that two layers read along different axes can't be trained")
+            raise EdgeError("a weight that two layers read along different axes cannot be trained")
 
     def _learn(self, node: ir.Node) -> None:
         layer = node.op_type in LAYERS

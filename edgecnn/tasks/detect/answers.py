@@ -49,7 +49,7 @@ def raw_outputs(answers: Mapping[str, Any], contract: IoContract, number: int) -
     boxes, scores = (np.asarray(by_meaning[part][number], np.float32) for part in ("boxes", "scores"))
     if boxes.shape != (len(scores), 4) or scores.shape[1] != len(contract.classes):
         raise EdgeError(
-            f"the model answers boxes {boxes.shape} and scores {scores.shape} for {len(contract.classes)} classes"
+            f"the model gives boxes {boxes.shape} and scores {scores.shape} for {len(contract.classes)} classes"
         )
     _require_finite(boxes, scores)
     return boxes, scores
@@ -61,10 +61,10 @@ def _suppressed(outputs: Mapping[str, Any], contract: IoContract, number: int, b
     boxes, scores = (np.asarray(outputs[f"detection_{part}"][number], np.float32) for part in ("boxes", "scores"))
     classes = np.asarray(outputs["detection_classes"][number], np.int64)
     if boxes.shape != (len(scores), 4) or not 0 <= count <= len(scores):
-        raise EdgeError(f"the model answers {count} detections in boxes {boxes.shape} and scores {scores.shape}")
+        raise EdgeError(f"the model gives {count} detections in boxes {boxes.shape} and scores {scores.shape}")
     boxes, scores, classes = boxes[:count], scores[:count], classes[:count]
     if count and not (classes.min() >= 0 and classes.max() < len(contract.classes)):
-        raise EdgeError(f"the model answers class {classes.max()}, and has {len(contract.classes)} classes")
+        raise EdgeError(f"the model gives class {classes.max()}, and has {len(contract.classes)} classes")
     _require_finite(boxes, scores)
     return box.to_image(boxes), scores, classes
 

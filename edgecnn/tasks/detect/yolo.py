@@ -92,7 +92,9 @@ def _images(place: Path, content: DataYaml, key: str, passed: Counter[str]) -> l
     if is_folder(place):
         walked = images_below(place, beside=LABEL_ENDINGS)
         if not walked.files:
-            raise EdgeError(f"`{place}`, which `{key}` of `{path}` names, has no images")
+            raise EdgeError(
+                f"`{place}`, which `{key}` of `{path}` names, has no images", "correct the path, or put images there"
+            )
         passed += walked.passed
         return [place / file for file in walked.files]
     if not is_regular(place):

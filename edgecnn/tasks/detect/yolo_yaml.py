@@ -131,7 +131,9 @@ def _classes(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(names, dict):
         numbers = {str(number): number for number in range(len(names))}
         if names.keys() != numbers.keys():
-            raise EdgeError(f"`{path}`: `names` must number the classes 0 to {len(names) - 1} without gaps")
+            raise EdgeError(
+                f"`{path}`: `names` must number the classes 0 to {len(names) - 1} without gaps", "renumber them"
+            )
         names = [names[number] for number in numbers]
     if not isinstance(names, list) or not names:
         raise EdgeError(f"`{path}` has no `names`", "list the class names, in the order of their numbers")
@@ -139,7 +141,10 @@ def _classes(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
         if not isinstance(name, str) or not name:
             raise EdgeError(f"`{path}`: the name of class {number} is {short(name)}", "write a text")
     if content.get("nc", str(len(names))) != str(len(names)):
-        raise EdgeError(f"`{path}`: `nc` is {short(content['nc'])[1:-1]}, but `names` lists {len(names)} classes")
+        raise EdgeError(
+            f"`{path}`: `nc` is {short(content['nc'])[1:-1]}, but `names` lists {len(names)} classes",
+            "correct one of them",
+        )
     return tuple(names)
 
 

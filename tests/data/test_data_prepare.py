@@ -17,7 +17,7 @@ from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import Plain, showing
 from edgecnn.recipe.recipe import DataSpec
 from edgecnn.store.stage import Store
-from edgecnn.tasks.prepare import prepare
+from edgecnn.tasks.prepare import prepare, watch
 
 Prepared = Callable[..., tuple[Path, Index, DataSpec]]
 Arrays = Callable[..., Path]
@@ -235,10 +235,10 @@ def test_shards_are_cut_and_read_as_one(tmp_path: Path) -> None:
 def test_store_sees_a_changed_image_beside_a_table(faces: Path, tmp_path: Path, picture: Picture) -> None:
     spec = DataSpec(format="label-table", root=table(faces / "labels.csv", FACES), color="gray")
     store = Store(tmp_path / "store", recipe="faces")
-    first = store.stage("data", prepare, spec, 8)
-    assert store.stage("data", prepare, spec, 8) == first
+    first = store.stage("data", prepare, spec, 8, watch(spec))
+    assert store.stage("data", prepare, spec, 8, watch(spec)) == first
     picture(faces / FACES[0][0], 99, mode="L")
-    second = store.stage("data", prepare, spec, 8)
+    second = store.stage("data", prepare, spec, 8, watch(spec))
     assert [decision.kept for decision in store.decisions] == [False, True, False]
     assert store.decisions[-1].reasons == (f"data.root: {FACES[0][0]} changed",)
     assert read_index(second.path).digest != read_index(first.path).digest

@@ -6,8 +6,6 @@ resume/best-0007.safetensors      the weights of the best epoch; older ones go o
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 
 from edgecnn.families.trained import write_state
 from edgecnn.process import progress
-from edgecnn.process.disk import fsync
+from edgecnn.process.disk import fsync, replacing
 
 LAST = "last.pt"
 Content = dict[str, Any]
@@ -24,8 +22,12 @@ Content = dict[str, Any]
 def save(resume: Path, content: Content, best: int, state: dict[str, Any] | None) -> None:
     """Keep an epoch: `state` are its weights when it is the best so far; `best` is the best epoch's number."""
     if state is not None:
-        _atomic(best_file(resume, best), lambda path: write_state(path, state))
-    _atomic(resume / LAST, lambda path: torch.save(content, path))
+        with replacing(best_file(resume, best)) as part:
+            write_state(part, state)
+        fsync(resume)  # the weights are there before the checkpoint that names them
+    with replacing(resume / LAST) as part:
+        torch.save(content, part)
+    fsync(resume)
     for old in resume.glob("best-*.safetensors"):
         if old != best_file(resume, best):
             old.unlink()
@@ -50,15 +52,3 @@ def load(resume: Path) -> Content | None:
 def best_file(resume: Path, epoch: int) -> Path:
     """Where the best epoch's weights are kept."""
     return resume / f"best-{epoch:04d}.safetensors"
-
-
-def _atomic(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        fsync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it would hold the last free bytes
-        raise
-    fsync(path.parent)

@@ -23,6 +23,7 @@ from edgecnn.families.pickled import read_torch
 from edgecnn.families.trained import WEIGHTS, write_state
 from edgecnn.families.ultralytics import CLASSES, DISTILS, TRAINS_BF16, DetectionTrainer, read_checkpoint
 from edgecnn.process import progress
+from edgecnn.process.disk import write_json
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import TrainSpec
 from edgecnn.tasks.detect.boxes import read_boxes
@@ -237,9 +238,7 @@ def _run(trainer: Trainer, job: TrainJob, ranks: Ranks) -> None:
             seconds = round(time.monotonic() - clock[0], 3)
             clock[0] = time.monotonic()
             trainer.history.append({"epoch": run.epoch + 1, "map50_95": score, "losses": losses, "seconds": seconds})
-            partial = trainer.history_file.with_suffix(".partial")
-            partial.write_text(json.dumps(trainer.history))
-            os.replace(partial, trainer.history_file)
+            write_json(trainer.history_file, trainer.history)
             task.update(len(trainer.history), f"mAP50-95 {100 * score:.1f} on select")
 
         def told(run: Any) -> None:

@@ -18,6 +18,7 @@ from edgecnn.data.checking import in_order
 from edgecnn.data.openers import open_images
 from edgecnn.data.tables import listed
 from edgecnn.families.trained import read_trained
+from edgecnn.process.disk import replacing
 from edgecnn.process.errors import EdgeError
 from edgecnn.process.progress import track
 from edgecnn.recipe.recipe import DataSpec
@@ -106,7 +107,6 @@ def write_teacher(path: Path, folder: Path, index: Index) -> Path:
             "train the teacher on this data (`teacher.train.epochs`), or take one with these classes",
         )
     content = {"model": trained.net, "ema": None, "train_args": {}, "epoch": -1, "date": None, "version": "0"}
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    with replacing(path) as part:
+        torch.save(content, part)
     return path

@@ -92,6 +92,7 @@ def test_faces_gap_on_a_small_label_table(tmp_path: Path) -> None:
     assert changed[0]["why"] == ["data.root changed"]
 
 
+@pytest.mark.full(reason="a large network; test_export takes its family, test_build a Jetson without a board")
 def test_mobilenetv3_jetson_on_a_small_image_folder(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 8)):

@@ -30,9 +30,10 @@ from edgecnn.store.stage import Artifact
 from edgecnn.targets import engine_io, jobs
 from edgecnn.targets.engine_io import EngineCheck
 from edgecnn.targets.fleet import Board, Done, Fleet, Json
+from edgecnn.targets.host import weights_detail
 from edgecnn.targets.hosts import Boards
 from edgecnn.targets.score_ssh import score_on
-from edgecnn.targets.target import is_device, weights_detail
+from edgecnn.targets.target import is_device
 
 if TYPE_CHECKING:
     from edgecnn.agent.pack import Agent

@@ -15,9 +15,8 @@ from edgecnn.families.export import export
 from edgecnn.process import versions
 from edgecnn.process.sources import PACKAGE, modules, names_imported, own_imports
 from edgecnn.store.stage import Store
-from edgecnn.targets import offline as target_offline
+from edgecnn.targets import host
 from edgecnn.targets import ssh as target_ssh
-from edgecnn.targets import target
 from edgecnn.targets.score import score_reference
 from edgecnn.tasks.prepare import prepare
 from edgecnn.training import train
@@ -48,9 +47,8 @@ STAGES: list[tuple[Callable[..., None], tuple[str, ...], tuple[str, ...]]] = [
     (export, ("edgecnn.families.export",), ("edgecnn.families",)),
     (quantize.quantize, ("edgecnn.quantize",), QUANTIZER),
     (score_reference, SCORING, SCORING),
-    (target.Local.score, SCORING, SCORING),
-    (target_offline.Offline.score, SCORING, SCORING),
-    (target.LocalGpu.score, ("edgecnn.tasks.detect.coco_eval",), ("edgecnn.tasks.detect.coco_eval",)),
+    (host.Local.score, SCORING, SCORING),
+    (host.Offline.score, SCORING, SCORING),
     (target_ssh.SshTarget.score, ("edgecnn.tasks.detect.coco_eval",), ("edgecnn.tasks.detect.coco_eval",)),
 ]
 DISTRIBUTIONS = {

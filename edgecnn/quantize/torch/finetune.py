@@ -18,11 +18,11 @@ def finetune_quantized(out: Path, model: Path, placement: Path, data: Network, t
     """Train a float ONNX graph with fake quantization at exactly the edges of a placement, in a child process.
 
     Args:
-        out: takes finetuned.npz, a candidate as `quantize.checkpoint` writes it, which tells its `epochs` and,
+        out: takes finetuned.npz, a candidate as `ladder.checkpoint` writes it, which tells its `epochs` and,
             `before` and `after` them, [top-1 as a fraction, mean cross-entropy] on select. In `out/resume/` a
             checkpoint after each epoch, from which a killed run continues.
         model: the float ONNX graph to train, canonical, with its `edgecnn.io` metadata.
-        placement: a candidate of that graph as `quantize.checkpoint` writes it, which tells its `scheme`.
+        placement: a candidate of that graph as `ladder.checkpoint` writes it, which tells its `scheme`.
         data: the training images, and the settings.
         teacher: the float ONNX graph whose answers it must keep.
 

@@ -32,7 +32,7 @@ def equalize(candidate: Candidate, tools: Tools) -> Candidate:
     found = candidate
     if models := _rescaled(candidate, tools):
         few = fit[: round(_QUICK * share(tools))]
-        all_at_once = tools.feeder.count <= 2 * len(few)
+        all_at_once = 2 * tools.feeder.count <= 3 * len(few)
         rescaled = [again(candidate, model, tools, None if all_at_once else few) for model in models]
         which, qualities = better(tools, candidate, rescaled, held)
         if which >= 0 and qualities[which + 1] >= qualities[0] + _WORTH and not all_at_once:

@@ -11,7 +11,7 @@ from edgecnn.recipe.recipe import ExportSpec, ModelSpec
 from edgecnn.store.stage import Artifact, decided_by
 
 
-@decided_by("torch", *LIBRARIES, "onnxscript", "onnx", "onnx-ir", rooms=("families", "measure"))
+@decided_by("torch", *LIBRARIES, "onnxscript", "onnx", "onnx-ir", rooms=("families", "measure", "recipe"))
 def export(out: Path, spec: ExportSpec, model_spec: ModelSpec, model: Artifact) -> None:
     """Write model.onnx (opset 19, IR 9, metadata `edgecnn.io`); its names follow the torch modules.
 

@@ -249,7 +249,7 @@ def test_a_setting_is_not_taken_for_averaged_weights(tmp_path: Path, ema: Any, n
 def test_averaged_weights_in_another_form_are_told(tmp_path: Path, notes: list[str]) -> None:
     content = {"model": RAW, "ema": {"decay": 0.99, "shadow_params": list(MEAN.values())}}
     assert same(read_weights(saved(tmp_path, content)), RAW)
-    assert "not taken" in notes[0]
+    assert "not used" in notes[0]
 
 
 def test_a_layer_called_ema_is_a_layer(tmp_path: Path, notes: list[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from packs import BenchModel, Outputs
 
@@ -189,7 +190,8 @@ def excluded(bench: BenchModel) -> list[str]:
 
 def int8_share(bench: BenchModel, path: Path) -> float:
     """Share of MACs whose data and weight both come through DequantizeLinear; the same measure for every tool."""
-    model = ir.load(path)
+    # A weight behind DequantizeLinear has the shape that counts; not every tool writes it down.
+    model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.load(str(path))))
     for value in model.graph.inputs[:1]:
         feed = bench.contract.feed(np.asarray(bench.scored[:1]))
         shapes, _ = observe(model, [{value.name or "": feed[bench.contract.input.name]}])

@@ -226,11 +226,14 @@ def powers(want: NDArray[Any], got: NDArray[Any]) -> tuple[Floats, Floats]:
     if want.dtype.kind != "f":
         return np.zeros(len(want)), np.zeros(len(want))
     known = np.isfinite(want)
-    wide = np.where(known, want, 0.0).astype(np.float64).reshape(len(want), -1)
+    if not known.all():
+        got = np.where(known, got, 0.0) if want.shape == got.shape else got
+        want = np.where(known, want, 0.0)
+    wide = want.astype(np.float64).reshape(len(want), -1)
     signal = np.einsum("ij,ij->i", wide, wide)
     if want.shape != got.shape:
         return signal, signal
-    error = np.where(known, got, 0.0).astype(np.float64).reshape(wide.shape) - wide
+    error = got.reshape(wide.shape) - wide  # in float64
     noise = np.einsum("ij,ij->i", error, error)
     return signal, np.where(np.isfinite(noise), noise, np.inf)
 

@@ -21,7 +21,7 @@ from edgecnn.quantize.rungs.channels import find
 from edgecnn.quantize.rungs.equalize import equalize
 from edgecnn.quantize.rungs.links import TOLERANCE, equalized, rescaled
 from edgecnn.quantize.rungs.matrix import folded, scaled, unfolded
-from edgecnn.quantize.rungs.moments import input_moments
+from edgecnn.quantize.rungs.moments import input_moments, joined
 from edgecnn.quantize.rungs.rounding import compensated, nearest, row_errors
 from edgecnn.quantize.rungs.weight_clip import with_searched_weights
 from edgecnn.quantize.write.rewrite import serialized
@@ -203,7 +203,7 @@ def test_moments_tell_the_error_at_the_output(tmp_path: Path, attributes: dict[s
     node = next(n for n in tools.graph.nodes() if n.op_type == "Conv")
     parts = input_moments(tools.feeder, tools.graph, [node], list(range(8)))["conv"]
     assert len(parts) == 2
-    moments = parts[0].joined(parts[1])
+    moments = joined(parts)
     change = net.rng.standard_normal(weight.shape).astype(np.float32)
     flat = unfolded(node, change).reshape(group, 6 // group, -1)
     model = onnx.load(str(tmp_path / "net.onnx"))

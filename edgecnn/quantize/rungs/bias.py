@@ -31,9 +31,8 @@ from edgecnn.quantize.place.placement import Graph
 from edgecnn.quantize.rungs.learned.blocks import Block, alive, cut
 from edgecnn.quantize.rungs.learned.stream import Tensors, between, evaluate, fed
 from edgecnn.quantize.rungs.matrix import unfolded
-from edgecnn.quantize.rungs.moments import input_moments
+from edgecnn.quantize.rungs.moments import input_moments, mean_of
 from edgecnn.quantize.rungs.spread import add_reduction
-from edgecnn.quantize.rungs.weight_clip import joined
 from edgecnn.quantize.write.rewrite import BIAS, Overrides
 from edgecnn.recipe.device import Scheme
 
@@ -131,7 +130,7 @@ def _analytic(candidate: Candidate, tools: Tools, targets: dict[str, str]) -> Ca
         if not moments.get(name) or array is None or weight is None:
             continue
         error = unfolded(nodes[name], integers[weight.name or ""].restored()) - unfolded(nodes[name], array)
-        mean = joined(moments[name]).mean
+        mean = mean_of(moments[name])
         flat = error.reshape(*error.shape[:2], -1)
         changes[holder.name or ""] = -np.einsum("gok,gk->go", flat, mean).reshape(-1).astype(np.float32)
     return _corrected(bare, changes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -41,11 +41,20 @@ class Moments:
         mean = self.mean.astype(self.second.dtype)
         return np.asarray(self.second - mean[:, :, None] * mean[:, None, :])
 
-    def joined(self, other: Moments) -> Moments:
-        """Of both sets of patches together."""
-        total = self.count + other.count
-        a, b = self.count / total, other.count / total
-        return Moments(a * self.mean + b * other.mean, a * self.second + b * other.second, total)
+
+def joined(parts: list[Moments]) -> Moments:
+    """Of all parts together."""
+    whole = parts[0]
+    for part in parts[1:]:
+        total = whole.count + part.count
+        a, b = whole.count / total, part.count / total
+        whole = Moments(a * whole.mean + b * part.mean, a * whole.second + b * part.second, total)
+    return whole
+
+
+def mean_of(parts: list[Moments]) -> np.ndarray:
+    """The mean (groups, K) of all parts together."""
+    return joined([replace(part, second=np.zeros(1)) for part in parts]).mean
 
 
 def input_moments(

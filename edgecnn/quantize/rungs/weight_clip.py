@@ -19,7 +19,7 @@ from edgecnn.quantize.ladder.candidate import Candidate, Tools
 from edgecnn.quantize.ladder.effort import share
 from edgecnn.quantize.place.placement import Weight
 from edgecnn.quantize.rungs.matrix import folded, unfolded
-from edgecnn.quantize.rungs.moments import Moments, input_moments, patch_size
+from edgecnn.quantize.rungs.moments import Moments, input_moments, joined, mean_of, patch_size
 from edgecnn.quantize.rungs.rounding import compensated, nearest, row_errors
 from edgecnn.quantize.write.rewrite import BIAS, Overrides
 from edgecnn.quantize.write.weights import IntegerWeight, integer_weight, weight_limit
@@ -52,21 +52,13 @@ def with_searched_weights(candidate: Candidate, tools: Tools, sample: list[int])
         dampings = _DAMPING if share(tools) >= 1 else _DAMPING[:1]
         searched, error = searched_weight(node, weight, tools.scheme, moments[weight.node], least, dampings)
         weights[weight.tensor] = searched
-        if (moved := moved_bias(node, error, joined(moments[weight.node]))) is not None:
+        if (moved := moved_bias(node, error, mean_of(moments[weight.node]))) is not None:
             biases[weight.node] = moved
     return replace(candidate, overrides=Overrides(weights, biases))
 
 
-def joined(parts: list[Moments]) -> Moments:
-    """Of all parts together."""
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.joined(part)
-    return whole
-
-
-def moved_bias(node: ir.Node, error: np.ndarray, moments: Moments) -> np.ndarray | None:
-    """The bias less the mean error (groups, rows, K)·mean of the layer's output; None: the operator has no bias."""
+def moved_bias(node: ir.Node, error: np.ndarray, mean: np.ndarray) -> np.ndarray | None:
+    """The bias less the mean error (groups, rows, K)·(groups, K) of the output; None: the operator has no bias."""
     if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _plain(node)):
         return None
     value = node.inputs[BIAS] if len(node.inputs) > BIAS else None
@@ -75,7 +67,7 @@ def moved_bias(node: ir.Node, error: np.ndarray, moments: Moments) -> np.ndarray
     if value is not None and (old is None or old.size not in (1, rows)):
         return None
     start = np.zeros(rows) if old is None else np.broadcast_to(old.astype(np.float64).reshape(-1), rows)
-    return np.asarray(start - np.einsum("gok,gk->go", error, moments.mean).reshape(-1), np.float32)
+    return np.asarray(start - np.einsum("gok,gk->go", error, mean).reshape(-1), np.float32)
 
 
 def searched_weight(
@@ -104,7 +96,7 @@ def searched_weight(
     exact = np.square(error).sum() <= _EXACT * np.square(array.astype(np.float64)).sum()
     if exact and (plain.scales.reshape(flat.shape[:2]) >= largest).all():
         return plain, unfolded(node, error).reshape(flat.shape)  # integers they were: nothing is lost
-    has_bias = moved_bias(node, np.zeros_like(flat), parts[0]) is not None
+    has_bias = moved_bias(node, np.zeros_like(flat), parts[0].mean) is not None
     whole = joined(parts)
     damping: float | None = min(_DAMPING)
     if whole.count < _RICH * flat.shape[2]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -54,8 +55,8 @@ Hosts = Boards | Sequence[str]
 
 def build(
     recipe: str | Path | Recipe, *, device: str | None = None, hosts: Hosts = HERE, set: Sets = (),
-    until: str | None = None, out: Path | None = None, remeasure: bool = False, trust_weights: bool = False,
-    cache: Path | None = None, progress: Progress | None = None,
+    until: str | None = None, out: str | Path | None = None, remeasure: bool = False, trust_weights: bool = False,
+    cache: str | Path | None = None, progress: Progress | None = None,
 ) -> Built:  # fmt: skip
     """Build a recipe and publish its run.
 
@@ -64,7 +65,7 @@ def build(
         device: takes the place of the recipe's.
         hosts: boards that stand for the device, as `user@host[:port]`; none: those of EDGECNN_HOST_<DEVICE>, else this
             machine.
-        set: recipe keys in place of the file's, as `{"train.epochs": 3}`.
+        set: recipe keys in place of the file's, as `{"train.epochs": 3}`, or `KEY=VALUE` texts.
         until: stop after this stage.
         out: folder for the runs, instead of `runs/RECIPE/DEVICE`.
         remeasure: time again even if a stored timing matches.
@@ -77,7 +78,10 @@ def build(
             stage failed.
     """
     with _shown(progress), child_environment(EDGECNN_TRUST_WEIGHTS="1" if trust_weights else "0"):
-        return _build(_recipe(recipe, set, device), _boards(hosts), until, out, remeasure, cache)
+        return _build(
+            _recipe(recipe, set, device), _boards(hosts), until, Path(out) if out else None, remeasure,
+            Path(cache) if cache else None,
+        )  # fmt: skip
 
 
 def _build(
@@ -117,7 +121,7 @@ def _made(decisions: list[Decision]) -> tuple[str, ...]:
 
 def plan(
     recipe: str | Path | Recipe, *, device: str | None = None, hosts: Hosts = HERE, set: Sets = (),
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> tuple[list[Decision], list[Need]]:  # fmt: skip
     """What a build would run or keep, with reasons, and what is missing. Makes nothing; arguments as of `build`.
 
@@ -130,7 +134,7 @@ def plan(
     profile = load_device(loaded.device)
     boards = _boards(hosts).of(profile)
     found = needs(loaded, profile, boards)
-    decisions = _rehearsed(loaded, connect(profile, boards), cache)
+    decisions = _rehearsed(loaded, connect(profile, boards), Path(cache) if cache else None)
     if not any(need.stops for need in found):
         check_library_names(loaded, lambda: decisions)
     return decisions, found
@@ -145,14 +149,32 @@ def _recipe(recipe: str | Path | Recipe, sets: Sets, device: str | None) -> Reci
 
 
 def _texts(sets: Sets) -> list[str]:
-    """KEY=VALUE texts, as the command line takes them."""
+    """KEY=VALUE texts, as the command line takes them; a mapping's texts stay texts, whatever they look like."""
     if isinstance(sets, Mapping):
-        return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sets.items()]
-    return list(sets)
+        try:
+            return [f"{key}={json.dumps(value, ensure_ascii=False, default=_plain)}" for key, value in sets.items()]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EdgeError(f"`set` holds no value of a recipe: {error}", "give numbers, texts, lists") from None
+    return list(_listed("set", sets))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # numpy's
+        return value.tolist()
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def _listed(name: str, values: Sequence[str]) -> Sequence[str]:
+    """A text is a sequence of texts too, of its letters: nobody means that."""
+    if isinstance(values, str):
+        raise EdgeError(f"`{name}` is one text, and a list is asked for", f"write {name}=[{values!r}]")
+    return values
 
 
 def _boards(hosts: Hosts) -> Boards:
-    return hosts if isinstance(hosts, Boards) else Boards(tuple(hosts))
+    return hosts if isinstance(hosts, Boards) else Boards(tuple(_listed("hosts", hosts)))
 
 
 def _shown(progress: Progress | None) -> AbstractContextManager[None]:
@@ -275,8 +297,9 @@ def quantize(
         return Summary(
             *quantize_foreign(
                 Path(model), data=Path(data), profile=load_device(device), images=images, ranges=ranges, out=Path(out),
-                preprocessing=input, keep_float=tuple(keep_float), max_accuracy_drop=max_accuracy_drop,
-                recover=recover, effort=effort, select_images=select_images, decoder=decode,
+                preprocessing=input, keep_float=tuple(_listed("keep_float", keep_float)),
+                max_accuracy_drop=max_accuracy_drop, recover=recover, effort=effort, select_images=select_images,
+                decoder=decode,
             )
         )  # fmt: skip
 

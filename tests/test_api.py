@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from own_files import write_desk
 
 import edgecnn
+from edgecnn.api import quantize
 from edgecnn.process.progress import Plain
 
 
@@ -61,6 +64,38 @@ def test_errors_say_what_and_how(desk: Path, tmp_path: Path) -> None:
         edgecnn.check(desk, tmp_path / "none.zip")
     with pytest.raises(AttributeError, match="no attribute `train`"):
         _ = edgecnn.train
+
+
+def test_values_of_a_program_reach_the_recipe_as_they_are(desk: Path, tmp_path: Path) -> None:
+    values = {"model.weights": desk / "colours.onnx", "quantize.images": np.int64(24), "name": "2026", "device": None}
+    with pytest.raises(edgecnn.EdgeError, match="`device` is None"):
+        edgecnn.plan(str(desk / "own.yaml"), set=values, cache=str(tmp_path / "store"))
+    values["device"] = "cpu-x86"
+    decisions, _ = edgecnn.plan(str(desk / "own.yaml"), set=values, cache=str(tmp_path / "store"))
+    assert not any(decision.kept for decision in decisions)
+    built = edgecnn.build(desk / "own.yaml", set=values, until="data", cache=str(tmp_path / "store"),
+                          out=str(tmp_path / "runs"))  # fmt: skip
+    assert built.made == ("data",)
+    with pytest.raises(edgecnn.EdgeError, match="cannot read"):
+        edgecnn.read_report(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"set": "quantize.images=24"}, "`set` is one text"),
+        ({"hosts": "me@127.0.0.1"}, "`hosts` is one text"),
+        ({"set": {"compile_for": {"rtx-4060"}}}, "is a set"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told(desk: Path, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(edgecnn.EdgeError, match=words):
+        edgecnn.plan(desk / "own.yaml", **arguments)
+
+
+def test_a_wrong_number_of_images_is_not_called_a_range_method(desk: Path, tmp_path: Path) -> None:
+    with pytest.raises(edgecnn.EdgeError, match="`images` is -1"):
+        quantize(desk / "colours.onnx", data=desk / "images", images=-1, input="range=1", out=tmp_path / "out")
 
 
 def test_an_import_costs_next_to_nothing() -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pydantic import ValidationError
+
 from edgecnn.families.onnx.detector import as_detector
 from edgecnn.families.onnx.input import contract_of, fixed, free_sides, image_shapes
 from edgecnn.foreign.boxes import labelled_boxes, share_out_boxes
@@ -65,12 +67,7 @@ def quantize_foreign(
     stop = recover_of(recover, max_accuracy_drop)
     typed = {"images": images, "select_images": select_images}
     numbers = {name: value for name, value in typed.items() if value is not None}
-    try:
-        spec = QuantizeSpec.model_validate(
-            {"ranges": ranges, "keep_float": keep_float, "recover": stop, "effort": effort, **numbers}
-        )
-    except ValueError:
-        raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, get_args(RangeMethod))) from None
+    spec = spec_of({"ranges": ranges, "keep_float": keep_float, "recover": stop, "effort": effort, **numbers})
     check_writable(out)
     target = connect(profile)
     with _without_empty(out), tempfile.TemporaryDirectory(prefix="edgecnn-") as scratch:
@@ -118,6 +115,23 @@ def _without_empty(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # it holds a climb that can be continued
                 folder.rmdir()
         raise
+
+
+def spec_of(values: dict[str, Any]) -> QuantizeSpec:
+    """How to quantize, from what an option or an argument gave by key.
+
+    Raises:
+        EdgeError: a wrong value.
+    """
+    try:
+        return QuantizeSpec.model_validate(values)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = str(wrong["loc"][0]) if wrong["loc"] else ""
+        if key == "ranges":
+            hint = nearest_hint(str(values[key]), get_args(RangeMethod))
+            raise EdgeError(f"no range method `{values[key]}`", hint) from None
+        raise EdgeError(f"`{key}` is {wrong['input']!r}: {wrong['msg'].lower()}", "correct it") from None
 
 
 def _of_one_size(model: Path, contract: IoContract | None, feeds: NamedArrays | None, folder: Path) -> Path:

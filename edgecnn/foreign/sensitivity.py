@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from edgecnn.data import load_images
 from edgecnn.families.onnx.input import contract_of
-from edgecnn.foreign.quantize import feeds_of
+from edgecnn.foreign.quantize import feeds_of, spec_of
 from edgecnn.needs import check_writable
 from edgecnn.onnx_file import check_onnx
 from edgecnn.process.disk import write_json
-from edgecnn.process.errors import EdgeError
 from edgecnn.process.versions import install_command
-from edgecnn.recipe.load import load_device, nearest_hint
-from edgecnn.recipe.recipe import QuantizeSpec, RangeMethod
+from edgecnn.recipe.load import load_device
 from edgecnn.targets.target import connect
 
 if TYPE_CHECKING:
@@ -44,11 +42,8 @@ def measure_file(
     check_onnx(model)
     feeds = feeds_of(model, data)
     contract = contract_of(model, preprocessing) if feeds is None else None
-    try:
-        number = {} if images is None else {"images": images}
-        spec = QuantizeSpec.model_validate({"ranges": ranges, "keep_float": keep_float, **number})
-    except ValueError:
-        raise EdgeError(f"no range method `{ranges}`", nearest_hint(ranges, get_args(RangeMethod))) from None
+    number = {} if images is None else {"images": images}
+    spec = spec_of({"ranges": ranges, "keep_float": keep_float, **number})
     check_writable(out)
     target = connect(profile)
     if contract is not None:

@@ -29,7 +29,7 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-@decided_by(*LIBRARIES, rooms=("quantize", "onnx_file", "tasks", "measure", "data", "training", "families"))
+@decided_by(*LIBRARIES, rooms=("quantize", "onnx_file", "tasks", "measure", "data", "training", "families", "recipe"))
 def quantize(
     out: Path, spec: QuantizeSpec, promise: Promise, scheme: Scheme, kernels: str, student: Student, images: DataSpec,
     plain: Artifact, trained: Artifact, data: Artifact,
@@ -64,7 +64,7 @@ def quantize(
     )  # fmt: skip
 
 
-@decided_by("onnx", "onnx-ir", "onnxruntime", "numpy", rooms=("quantize", "onnx_file", "measure", "data"))
+@decided_by("onnx", "onnx-ir", "onnxruntime", "numpy", rooms=("quantize", "onnx_file", "measure", "data", "recipe"))
 def typed_float(out: Path, scheme: Scheme, plain: Artifact, data: Artifact) -> None:
     """Stage: what INT8 must beat. model.onnx as exported; with FP16 islands also typed.onnx, the same in FP16.
 
@@ -91,7 +91,7 @@ def exported_contract(model: Path) -> IoContract:
     return contract
 
 
-@decided_by("onnx", "onnx-ir", "numpy", rooms=("quantize", "onnx_file", "measure"))
+@decided_by("onnx", "onnx-ir", "numpy", rooms=("quantize", "onnx_file", "measure", "recipe"))
 def suppress(out: Path, spec: SuppressSpec, model: Artifact) -> None:
     """Stage: a detector's graphs, float or INT8, with suppression as their last step; quantize.json beside them.
 

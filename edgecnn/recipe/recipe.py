@@ -311,6 +311,10 @@ class Recipe(Spec):
             )
         if self.model.own_file and self.train.epochs:
             raise ValueError("`family: onnx` is not trained: leave `train.epochs` at 0")
+        if self.model.own_file and self.graph != ExportSpec():
+            raise ValueError("`family: onnx` is not exported: leave `export.input` and `export.batch` out")
+        if self.model.decode and not TASKS[self.task].boxes:
+            raise ValueError(f"`model.decode` is how boxes are read, and `task: {self.task}` has none")
         if self.teacher and self.teacher.own_file:
             raise ValueError("`teacher.family: onnx` can't teach: its network is a file, not one that torch can run")
         channels = 1 if self.data.color == "gray" else 3

@@ -266,13 +266,13 @@ def write_report(report: Report, folder: Path, *, outcomes: bytes | None = None,
         write_file(folder / name, content)
 
 
-def read_report(folder: Path) -> Report:
+def read_report(folder: str | Path) -> Report:
     """The report of a run folder.
 
     Raises:
         EdgeError: there is none, or it isn't valid.
     """
-    path = folder / "report.json"
+    path = Path(folder, "report.json")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

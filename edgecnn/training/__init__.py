@@ -13,7 +13,7 @@ from edgecnn.store.stage import Artifact, decided_by
 from edgecnn.training.job import TrainJob
 
 
-@decided_by("torch", *LIBRARIES, "pillow", rooms=("training", "families", "data", "tasks"))
+@decided_by("torch", *LIBRARIES, "pillow", rooms=("training", "families", "data", "tasks", "recipe"))
 def train(out: Path, spec: Student | TeacherSpec, images: DataSpec, data: Artifact, teacher: Artifact | None) -> None:
     """Write weights.safetensors (the best epoch's, averaged if EMA is on), model.json and history.json.
 

@@ -58,6 +58,8 @@ def test_it_is_built_without_torch_and_has_a_verdict_page_and_baseline(desk: Pat
         (("calibrate: 40}", "calibrate: 40, color: gray}"), "write `data.color: rgb`"),
         (("effort: fast}", "effort: fast}\ntrain: {epochs: 1}"), "`family: onnx` is not trained"),
         (("input: range=1", "normalize: unit"), "takes the file as it is"),
+        (("effort: fast}", "effort: fast}\nexport: {batch: 4}"), "`family: onnx` is not exported"),
+        (("input: range=1", "input: range=1, decode: yolov8"), "`model.decode` is how boxes are read"),
         (("family: onnx", "family: timm, name: resnet18"), "are for `family: onnx`"),
         ((" weights: ./colours.onnx,", ""), "give it as `weights`"),
     ],
@@ -69,12 +71,30 @@ def test_what_does_not_fit_is_told(desk: Path, tmp_path: Path, change: tuple[str
     assert words in " ".join(done.stderr.split())
 
 
-def test_a_model_of_other_classes_is_refused_before_anything_is_quantized(desk: Path, tmp_path: Path) -> None:
-    colour_net(desk / "ten.onnx", classes=10)
+@pytest.mark.parametrize("told", [True, False])
+def test_a_model_of_other_classes_is_refused_before_anything_is_quantized(
+    desk: Path, tmp_path: Path, told: bool
+) -> None:
+    model = onnx.load(str(colour_net(desk / "ten.onnx", classes=10)))
+    if not told:
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+        onnx.save(model, str(desk / "ten.onnx"))
     (desk / "ten.yaml").write_text(RECIPE.replace("colours.onnx", "ten.onnx"))
     done = edgecnn(desk, "build", "ten.yaml", "--until", "train", EDGECNN_CACHE=str(tmp_path))
     assert done.returncode == 2
     assert "gives 10 logits, and the data has 3 classes" in " ".join(done.stderr.split())
+
+
+def test_an_oblong_input_is_told(desk: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(colour_net(desk / "oblong.onnx", free=True)))
+    for dim, side in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (16, 24), strict=True):
+        dim.dim_value = side
+    onnx.save(model, str(desk / "oblong.onnx"))
+    (desk / "oblong.yaml").write_text(RECIPE.replace("colours.onnx", "oblong.onnx"))
+    done = edgecnn(desk, "build", "oblong.yaml", "--until", "train", EDGECNN_CACHE=str(tmp_path))
+    assert done.returncode == 2
+    assert "takes images of 16 x 24, and the recipe makes 16" in " ".join(done.stderr.split())
+    assert "a recipe makes square images" in " ".join(done.stderr.split())
 
 
 def test_weights_in_other_files_are_refused(desk: Path, tmp_path: Path) -> None:

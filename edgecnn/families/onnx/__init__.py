@@ -80,9 +80,10 @@ def _check_images(file: Path, contract: IoContract, images: DataSpec, side: int)
     ):
         if wanted != told:
             value = wanted if isinstance(wanted, str) else _side(wanted)
+            square = isinstance(wanted, str) or wanted[0] == wanted[1]
             raise EdgeError(
                 f"`{file}` takes images of {value}, and the recipe makes {told if isinstance(told, str) else side}",
-                f"write `{key}: {value}`" if value else "only square images can be built from: `edgecnn quantize`",
+                f"write `{key}: {value}`" if square else "a recipe makes square images: use `edgecnn quantize`",
             )
 
 
@@ -114,7 +115,11 @@ def _logits(file: Path, name: str) -> int | None:
     """How many values an image's row has, where the graph says it."""
     import onnx
 
-    graph = onnx.load(str(file), load_external_data=False).graph
+    loaded = onnx.load(str(file), load_external_data=False)
+    for value in loaded.graph.output:
+        if any(not dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]):
+            value.type.tensor_type.ClearField("shape")  # inference says it anew
+    graph = onnx.shape_inference.infer_shapes(loaded).graph
     shape = next(one.type.tensor_type.shape for one in graph.output if one.name == name)
     sides = [dim.dim_value for dim in shape.dim[1:]]
     return None if not sides or 0 in sides else max(sides)

@@ -32,6 +32,7 @@ BLOCK = 1 << 16  # at whose multiples a put may begin
 LINE_BYTES = 1 << 20  # a longer line is not ours, nor our agent's
 BANNER_BYTES = 1 << 16
 MOST_LINES = 100_000  # of one answer
+SILENT = 300.0  # seconds without a word from a board that has a command
 HELLO, DATA, END = b"edgecnn-link", b"edgecnn-data ", b"edgecnn-end "
 
 # Beside a beat nothing else may write: words of the shell about it, in pieces, would get into a line of ours.
@@ -210,14 +211,17 @@ class Link:
     def _until(self, mark: bytes) -> list[str]:
         """The lines before the one that starts with a mark, whose number is then `number`."""
         said: list[str] = []
-        while len(said) < MOST_LINES:
-            line = self.line(60.0)
-            if line and line.startswith((mark, END)):
+        for _ in range(MOST_LINES):
+            line = self.line(SILENT)
+            if line is None:
+                raise BadAnswer(f"it has said nothing for {SILENT / 60:.0f} minutes")
+            if line.startswith((mark, END)):
                 self.number = _number(line)
                 if line.startswith(END) and (self.number or mark != END):
                     raise FileRefused(*said[:1])
                 return said
-            said += [printable(line.decode(errors="replace"))[:200]] if line else []
+            if line:  # a beat is empty
+                said.append(printable(line.decode(errors="replace"))[:200])
         raise BadAnswer("it goes on and on")
 
     def _write(self, data: bytes) -> None:

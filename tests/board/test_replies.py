@@ -176,11 +176,14 @@ def answering(said: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> L
         (b"edgecnn-data many\n", "not a number of bytes"),
         (b"x" * 2_000_000, "a line of more than 1 MiB"),
         (b"x\n" * 200_000, "it goes on and on"),
+        (b"\n" * 200_000, "it goes on and on"),
+        (b"", "it has said nothing for"),
     ],
 )
 def test_a_link_that_says_what_it_should_not(
     said: bytes, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr("edgecnn.board.link.SILENT", 0.5)
     link = answering(said, monkeypatch, tmp_path)
     with (tmp_path / "x").open("wb") as sink, pytest.raises(BadAnswer, match=why):
         link.get("x", sink, 10, lambda _: None)

@@ -128,3 +128,22 @@ def test_an_edit_of_the_file_is_another_model(desk: Path, tmp_path: Path) -> Non
         assert done.returncode == 0, done.stderr
     counts = [len({path.parent for path in tmp_path.rglob(f"{stage}/*/stage.json")}) for stage in ("data", "train")]
     assert counts == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("{0: 'red', 1: 'green', 2: 'blue'}", "the same classes in another order"),
+        ("{0: 'blue', 1: 'green', 2: 'red'}", ""),
+        ("{0: 'sky', 1: 'grass', 2: 'blood'}", ""),  # other words for them, perhaps
+        ("{0: 'red', 2: 'green'}", ""), ("__import__('os')", ""), ("[" * 5000, ""),
+    ],
+)  # fmt: skip
+def test_an_exporters_names_say_the_order(names: str, words: str, desk: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(colour_net(desk / "named.onnx")))
+    onnx.helper.set_model_props(model, {"task": "classify", "stride": "1", "imgsz": "[16, 16]", "names": names})
+    onnx.save(model, str(desk / "named.onnx"))
+    (desk / "named.yaml").write_text(RECIPE.replace("colours.onnx", "named.onnx"))
+    done = edgecnn(desk, "build", "named.yaml", "--until", "train", EDGECNN_CACHE=str(tmp_path))
+    assert done.returncode == (2 if words else 0), done.stderr
+    assert words in " ".join(done.stderr.split())

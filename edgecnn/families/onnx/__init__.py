@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgecnn.data.index import Index, read_index
 from edgecnn.families.onnx.detector import as_detector
-from edgecnn.families.onnx.input import contract_of, fixed, image_shapes
+from edgecnn.families.onnx.input import classes_of_exporter, contract_of, fixed, image_shapes
 from edgecnn.onnx_file import check_onnx
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.io_contract import KEY, IoContract, OutputContract
@@ -37,6 +37,7 @@ def take(out: Path, model: ModelSpec, images: DataSpec, data: Path) -> None:
     given, side = file, model.image_size
     contract = contract_of(file, model.input or "", images.fit, (side, side))
     _check_images(file, contract, images, side)
+    _check_order(file, classes_of_exporter(file), index.classes)
     if images.task == "detect":
         contract = as_detector(file, contract, index.classes, model.decode or "")
     else:
@@ -85,6 +86,15 @@ def _check_images(file: Path, contract: IoContract, images: DataSpec, side: int)
                 f"`{file}` takes images of {value}, and the recipe makes {told if isinstance(told, str) else side}",
                 f"write `{key}: {value}`" if square else "a recipe makes square images: use `edgecnn quantize`",
             )
+
+
+def _check_order(file: Path, told: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    """Names that say another order than the data's: every answer would be counted as another class's."""
+    if told != classes and sorted(told) == sorted(classes):
+        raise EdgeError(
+            f"`{file}` and the data name the same classes in another order",
+            f"bring the data's into the model's: {', '.join(told[:5])}{', …' if len(told) > 5 else ''}",
+        )
 
 
 def _side(size: tuple[int, int]) -> str:

@@ -23,6 +23,7 @@ KEYS = ("mean", "std", "layout", "size", "range", "color", "fit")
 FITS = ("letterbox", "crop", "stretch")
 _ULTRALYTICS = frozenset({"task", "stride", "imgsz", "names"})
 _LONGEST = 200  # characters of a size in metadata
+_LONGEST_NAMES = 1_000_000  # of the classes' names
 
 
 def contract_of(model: Path, text: str, fit: str = "crop", size: tuple[int, int] | None = None) -> IoContract:
@@ -242,6 +243,21 @@ def told_by_exporter(model: Path) -> dict[str, str]:
     ):
         told["size"] = "x".join(str(side) for side in sides)
     return told
+
+
+def classes_of_exporter(model: Path) -> tuple[str, ...]:
+    """The classes that the metadata of an Ultralytics export name, by their numbers; empty where they don't."""
+    found = {prop.key: prop.value for prop in _read(model).metadata_props}
+    if not found.keys() >= _ULTRALYTICS:
+        return ()
+    try:
+        names = ast.literal_eval(found["names"][:_LONGEST_NAMES])
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ()
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
+        names = [names[number] for number in range(len(names))]
+    told = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return tuple(names) if told else ()
 
 
 def _read(model: Path) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ Sets = Mapping[str, object] | Sequence[str]
 Hosts = Boards | Sequence[str]
 
 
+# Builds of one process run one after the other: each takes all cores, and their files are told apart by process.
+_ONE_BUILD = threading.Lock()
+
+
 def build(
     recipe: str | Path | Recipe, *, device: str | None = None, hosts: Hosts = HERE, set: Sets = (),
     until: str | None = None, out: str | Path | None = None, remeasure: bool = False, trust_weights: bool = False,
@@ -77,7 +82,7 @@ def build(
         EdgeError: the recipe is wrong, something it needs is missing, no board answers (all before any stage), or a
             stage failed.
     """
-    with _shown(progress), child_environment(EDGECNN_TRUST_WEIGHTS="1" if trust_weights else "0"):
+    with _ONE_BUILD, _shown(progress), child_environment(EDGECNN_TRUST_WEIGHTS="1" if trust_weights else "0"):
         return _build(
             _recipe(recipe, set, device), _boards(hosts), until, Path(out) if out else None, remeasure,
             Path(cache) if cache else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,12 @@ def test_an_import_costs_next_to_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['edgecnn']"
     assert seconds("import edgecnn") - seconds("pass") < 0.05
+
+
+def test_builds_of_several_threads_do_not_meet(desk: Path, tmp_path: Path) -> None:
+    def run(number: int) -> str:
+        return edgecnn.build(desk / "own.yaml", cache=tmp_path / "store", out=tmp_path / f"runs{number}").report.verdict
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(2))) == ["pass", "pass"]
+    assert not [path for path in tmp_path.rglob(".*") if path.name.split(".")[-1].isdecimal()]

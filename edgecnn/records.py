@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.device import Scheme
-from edgecnn.recipe.spec import Spec
+from edgecnn.recipe.spec import Spec, describe_fault
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -238,8 +238,6 @@ def parsed(kind: type[M], path: Path) -> M:
     except OSError as error:
         raise EdgeError(f"cannot read `{path}`: {error.strerror}", "run `edgecnn clean` and build again") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise EdgeError(
-            f"`{path}` is damaged: {place}: {first['msg']}", "run `edgecnn clean` and build again"
+            f"`{path}` is damaged: {describe_fault(error)}", "run `edgecnn clean` and build again"
         ) from error

@@ -63,6 +63,9 @@ def test_errors_say_what_and_how(desk: Path, tmp_path: Path) -> None:
         edgecnn.plan(recipe, device="rtx-4060")
     with pytest.raises(edgecnn.EdgeError, match="holds no run"):
         edgecnn.check(desk, tmp_path / "none.zip")
+    with pytest.raises(edgecnn.EdgeError, match="--set: nope: Extra inputs are not permitted") as caught:
+        edgecnn.bench(desk / "colours.onnx", set={"bench.nope": 1})
+    assert caught.value.message.count("\n") == 0
     with pytest.raises(AttributeError, match="no attribute `train`"):
         _ = edgecnn.train
 

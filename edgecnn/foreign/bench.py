@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from edgecnn.families.onnx.input import of_told_size
 from edgecnn.measure.stats import pair_ratio
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.device import DeviceProfile
 from edgecnn.recipe.recipe import BenchSpec
+from edgecnn.recipe.spec import describe_fault
 from edgecnn.recipe.yaml_file import parse_yaml
 from edgecnn.records import SpeedFile
 from edgecnn.targets.hosts import HERE, Boards
@@ -119,5 +122,5 @@ def bench_spec(sets: Sequence[str]) -> BenchSpec:
         values[key.strip().removeprefix("bench.")] = parse_yaml(value, f"--set {text}")
     try:
         return BenchSpec.model_validate(values)
-    except ValueError as error:
-        raise EdgeError(f"--set: {error}", f"keys: {', '.join(BenchSpec.model_fields)}") from error
+    except ValidationError as error:
+        raise EdgeError(f"--set: {describe_fault(error)}", f"keys: {', '.join(BenchSpec.model_fields)}") from error

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from edgecnn.process.errors import EdgeError
 from edgecnn.recipe.recipe import Normalization, SuppressSpec, TaskName
-from edgecnn.recipe.spec import Spec
+from edgecnn.recipe.spec import Spec, describe_fault
 
 if TYPE_CHECKING:
     import onnx
@@ -86,6 +86,8 @@ def read_contract(model: Path) -> IoContract | None:
         if prop.key == KEY:
             try:
                 return IoContract.model_validate_json(prop.value)
-            except ValueError as error:
-                raise EdgeError(f"the `{KEY}` metadata of `{model}` is not valid: {error}") from error
+            except ValidationError as error:
+                raise EdgeError(
+                    f"the `{KEY}` metadata of `{model}` is not valid: {describe_fault(error)}", "export the model again"
+                ) from error
     return None

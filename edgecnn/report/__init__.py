@@ -16,7 +16,7 @@ from pydantic import ValidationError, computed_field, model_validator
 
 from edgecnn.process.disk import write_file
 from edgecnn.process.errors import EdgeError
-from edgecnn.recipe.spec import Spec
+from edgecnn.recipe.spec import Spec, describe_fault
 from edgecnn.records import CompiledCheck, EngineFile, QuantizeFile, parsed
 from edgecnn.report.detection import ChangedImage, PrecisionRecall
 from edgecnn.report.ladder import Ladder
@@ -233,9 +233,7 @@ def parse_report(text: str | bytes, where: str) -> Report:
     try:
         return Report.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise EdgeError(f"`{where}` is not a valid report: {place}: {first['msg']}", "build the run again") from error
+        raise EdgeError(f"`{where}` is not a valid report: {describe_fault(error)}", "build the run again") from error
 
 
 def write_report(report: Report, folder: Path, *, outcomes: bytes | None = None, data: Path | None = None) -> None:
